@@ -1,0 +1,124 @@
+//! `cargo xtask bench`: measures the release build and writes docs/benchmarks.md. A figure stands beside something else that was
+//! run in the same minute; machines differ, ratios less so. Nothing here fails because it is slow.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::machine::Home;
+use crate::measure::{self, Sample};
+use crate::steps::{self, Steps, say};
+use crate::workspace;
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub name: &'static str,
+    pub figure: String,
+    /// What was run beside it, with its figure.
+    pub beside: String,
+    pub ratio: Option<f64>,
+    pub goal: &'static str,
+}
+
+impl Row {
+    /// A row of two samples that were taken in turn.
+    pub fn of_samples(name: &'static str, ours: &Sample, other: (&str, &Sample), goal: &'static str) -> Self {
+        let ratio = ours.p50().as_secs_f64() / other.1.p50().as_secs_f64();
+        let beside = format!("{}: {}", other.0, figures(other.1));
+        Self { name, figure: figures(ours), beside, ratio: ratio.is_finite().then_some(ratio), goal }
+    }
+}
+
+/// One measurement: a name for the person who waits, and what takes it.
+type Measurement = (&'static str, fn(&Path) -> Result<Row>);
+
+/// All of them; a new one is a function and a line here.
+const MEASUREMENTS: [Measurement; 2] = [("start of the command", version), ("memory of an idle service", idle_memory)];
+
+pub fn run() -> Result<()> {
+    let mut steps = Steps::new();
+    let ckrv = steps.run("build ckrv for release", release)?;
+    let mut rows = Vec::new();
+    for (title, measurement) in MEASUREMENTS {
+        let row = steps.run(title, || measurement(&ckrv))?;
+        say(&format!("    {}: {} ({}), goal {}", row.name, row.figure, row.beside, row.goal));
+        rows.push(row);
+    }
+    let path = workspace::root().join("docs/benchmarks.md");
+    std::fs::write(&path, page(&rows, &machine())).with_context(|| format!("can't write {}", path.display()))?;
+    steps.finish("docs/benchmarks.md is written");
+    Ok(())
+}
+
+fn release() -> Result<std::path::PathBuf> {
+    steps::run(workspace::cargo().args(["build", "--quiet", "--release", "--package", "ckrv"]))?;
+    Ok(workspace::target_dir()?.join("release/ckrv"))
+}
+
+fn version(ckrv: &Path) -> Result<Row> {
+    let ours = || measure::process(Command::new(ckrv).arg("--version"));
+    let (ours, other) = measure::beside(200, ours, || measure::process(&mut Command::new("true")))?;
+    Ok(Row::of_samples("`ckrv --version`", &ours, ("`true`", &other), "10 ms"))
+}
+
+fn idle_memory(ckrv: &Path) -> Result<Row> {
+    let home = Home::new(ckrv.to_owned())?;
+    let mut server = home.start("ckrv", &["serve", "--listen", "127.0.0.1:0", "--unsandboxed"], &home.path(""))?;
+    server.wait_for("its URL", |line| line.contains("http://").then_some(()))?;
+    // The start itself is over once the memory has stopped to grow.
+    let mut kib = (0, measure::resident_kib(server.id())?);
+    while kib.0 != kib.1 {
+        std::thread::sleep(Duration::from_millis(500));
+        kib = (kib.1, measure::resident_kib(server.id())?);
+    }
+    let figure = format!("{:.1} MB", kib.1 as f64 * 1024.0 / 1e6);
+    Ok(Row { name: "memory of `ckrv serve`, idle", figure, beside: "-".to_owned(), ratio: None, goal: "40 MB" })
+}
+
+fn figures(sample: &Sample) -> String {
+    format!("p50 {}, p99 {} (n = {})", short(sample.p50()), short(sample.p99()), sample.len())
+}
+
+fn short(duration: Duration) -> String {
+    let ms = duration.as_secs_f64() * 1000.0;
+    if ms < 100.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
+}
+
+fn page(rows: &[Row], machine: &str) -> String {
+    let mut page = format!(
+        "# Benchmarks\n\nWritten by `cargo xtask bench`; measured on {machine}.\n\n\
+         | What | Figure | Beside it | Ratio | Goal |\n|---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        // Writing to a String can't fail.
+        let _ = writeln!(page, "| {} | {} | {} | {ratio} | {} |", row.name, row.figure, row.beside, row.goal);
+    }
+    page
+}
+
+/// Cores and system: no name of the machine.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    format!("{cores} cores, {} {}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_compares_medians() {
+        let sample = |ms| Sample::new(vec![Duration::from_millis(ms); 3]);
+        let row = Row::of_samples("x", &sample(30), ("y", &sample(20)), "1 s");
+        let page = page(&[row], "2 cores");
+        assert!(
+            page.contains("| x | p50 30.00 ms, p99 30.00 ms (n = 3) | y: p50 20.00 ms, p99 20.00 ms (n = 3) | 1.50 | 1 s |"),
+            "{page}"
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! `cargo xtask …`: the only build scripts of this repository. Each command is a file.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod agent_image;
+mod bench;
+mod checks;
+mod demo;
+mod machine;
+mod measure;
+mod packages;
+mod podman;
+mod setup;
+mod soak;
+mod steps;
+mod test;
+mod wasm;
+mod workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests, measures and shows ckrv")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check format, lints, dependencies and generated files, set the bench up, run every test
+    Test(test::Args),
+    /// Run the main job on the embedded default, as a user would type it
+    Demo,
+    /// Measure, and write docs/benchmarks.md
+    Bench,
+    /// Build the adapters' prebuilt files, or check that they are what the sources give
+    Wasm {
+        #[command(subcommand)]
+        command: WasmCommand,
+    },
+    /// Only bring the parts that the tests need onto this machine
+    Setup,
+    /// Kill and restart the server again and again, from a seed
+    Soak(soak::Args),
+}
+
+#[derive(Subcommand)]
+enum WasmCommand {
+    Build,
+    Check,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(args) => test::run(&args),
+        Command::Demo => demo::run(),
+        Command::Bench => bench::run(),
+        Command::Wasm { command: WasmCommand::Build } => wasm::build(&workspace::root()),
+        Command::Wasm { command: WasmCommand::Check } => wasm::check(&workspace::root()),
+        Command::Setup => setup::run(),
+        Command::Soak(args) => soak::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            steps::say(&format!("\nxtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `cargo xtask test`: everything that must hold, from nothing.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::setup::Bench;
+use crate::steps::{self, Steps, say};
+use crate::{checks, setup, wasm, workspace};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what needs Rust, git and a C linker: no containers, no npm, no sshd
+    #[arg(long)]
+    fast: bool,
+    /// Only tests whose name contains this; leaves the checks out
+    filter: Option<String>,
+}
+
+/// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
+const NEEDS_BENCH: [&str; 2] = ["full_", "launch_container"];
+
+pub fn run(args: &Args) -> Result<()> {
+    let mut steps = Steps::new();
+    let filter = args.filter.as_deref();
+    if filter.is_none() {
+        lints(&mut steps, args.fast)?;
+    }
+    let bench = if args.fast { None } else { Some(setup::bring(&mut steps)?) };
+    let ckrv = steps.run("build ckrv", || workspace::build("ckrv", "ckrv"))?;
+    if filter.is_none() {
+        steps.run("generated files are up to date", || checks::generated(&ckrv))?;
+        if !args.fast {
+            steps.run("the prebuilt adapters are what the sources give", || wasm::check(&workspace::root()))?;
+        }
+    }
+    let mut command = workspace::cargo();
+    command.env("CKRV_BIN", &ckrv);
+    match &bench {
+        Some(bench) => steps.run("tests", || full(&mut command, bench, filter))?,
+        None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
+    }
+    if args.fast {
+        left_out()?;
+    }
+    steps.finish(if args.fast { "green, as far as --fast goes" } else { "green" });
+    Ok(())
+}
+
+fn lints(steps: &mut Steps, fast: bool) -> Result<()> {
+    steps.run("format", || steps::run(workspace::cargo().args(["fmt", "--all", "--check"])))?;
+    steps.run("clippy", || {
+        let lint = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+        steps::run(workspace::cargo().args(lint))
+    })?;
+    if !fast {
+        steps.run(
+            "dependencies: bans, licences, sources (advisories need the internet: `cargo deny check advisories`)",
+            checks::deny,
+        )?;
+    }
+    Ok(())
+}
+
+fn full(command: &mut Command, bench: &Bench, filter: Option<&str>) -> Result<()> {
+    bench.export(command);
+    command.args(["test", "--workspace", "--no-fail-fast"]);
+    steps::run(command.args(filter))
+}
+
+fn fast(command: &mut Command, filter: Option<&str>) -> Result<()> {
+    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    for target in test_files()?.iter().filter(|target| !needs_bench(target)) {
+        command.args(["--test", target]);
+    }
+    steps::run(command.args(filter))
+}
+
+fn left_out() -> Result<()> {
+    say("\n    left out by --fast: dependency rules (cargo deny), the adapters built from source, documentation tests, and");
+    for target in test_files()?.iter().filter(|target| needs_bench(target)) {
+        say(&format!("      tests/{target}.rs"));
+    }
+    Ok(())
+}
+
+fn needs_bench(target: &str) -> bool {
+    NEEDS_BENCH.iter().any(|prefix| target.starts_with(prefix))
+}
+
+/// The names of all test files of our packages.
+fn test_files() -> Result<Vec<String>> {
+    let metadata = workspace::metadata()?;
+    let packages = metadata["packages"].as_array().context("cargo metadata gives no packages")?;
+    let targets = packages.iter().filter_map(|package| package["targets"].as_array()).flatten();
+    let tests = targets.filter(|target| target["kind"][0] == "test").filter_map(|target| target["name"].as_str());
+    let mut names: Vec<_> = tests.map(str::to_owned).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}

@@ -1,0 +1,78 @@
+//! Where things are: the checkout, the cache of test parts, the binaries that cargo builds.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::steps;
+
+/// The root of the checkout that this xtask was built from.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// The cargo that runs us, in the root.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Builds the debug binary of one of our packages, and returns its path.
+pub fn build(package: &str, binary: &str) -> Result<PathBuf> {
+    steps::run(cargo().args(["build", "--quiet", "--package", package, "--bin", binary]))?;
+    Ok(target_dir()?.join("debug").join(binary))
+}
+
+/// Cargo's target folder, wherever the environment or a configuration has put it.
+pub fn target_dir() -> Result<PathBuf> {
+    let metadata = metadata()?;
+    let folder = metadata["target_directory"].as_str().context("cargo metadata gives no target_directory")?;
+    Ok(folder.into())
+}
+
+/// `cargo metadata` of our own packages.
+pub fn metadata() -> Result<serde_json::Value> {
+    let json = steps::output(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    serde_json::from_slice(&json).context("cargo metadata is not JSON")
+}
+
+/// Test parts that were downloaded or built once. Outside target/, so that `cargo clean` keeps them.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    pub fn open() -> Result<Self> {
+        let root = cache_root().context("set CKRV_CACHE: there is no home folder to keep test parts in")?;
+        std::fs::create_dir_all(&root).with_context(|| format!("can't make the cache folder {}", root.display()))?;
+        Ok(Self { root })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Held while the cache is changed: two checkouts may be tested at once.
+    pub fn lock(&self) -> Result<File> {
+        let file = File::create(self.path("setup.lock"))?;
+        file.lock().context("can't lock the cache folder")?;
+        Ok(file)
+    }
+}
+
+fn cache_root() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("CKRV_CACHE").or_else(|| {
+        let home = folder("HOME");
+        let user = if cfg!(target_os = "macos") {
+            home.map(|home| home.join("Library/Caches"))
+        } else {
+            folder("XDG_CACHE_HOME").or_else(|| home.map(|home| home.join(".cache")))
+        };
+        user.map(|user| user.join("ckrv-test"))
+    })
+}
