@@ -1,0 +1,18 @@
+//! The pure heart of `ckrv`: what a job is, which changes of state are allowed, what an adapter may ask for and what policy grants.
+//!
+//! Invariant: nothing here does input or output, reads a clock, or draws a random number. Time and ids come in as arguments,
+//! so that the state machine and the queue can be run under simulated time.
+
+pub mod event;
+pub mod id;
+pub mod job;
+pub mod log;
+pub mod machine;
+pub mod mask;
+pub mod plan;
+pub mod policy;
+pub mod spec;
+pub mod tree;
+pub mod wire;
+
+pub use jiff::Timestamp;

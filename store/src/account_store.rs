@@ -1,0 +1,149 @@
+//! Users, tokens, device logins, credentials, secrets, quota.
+
+use async_trait::async_trait;
+use ckrv_core::id::UserId;
+use ckrv_core::wire::{CredentialType, Provider, Tier};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::StoreError;
+use crate::vault::Sealed;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub id: UserId,
+    pub email: String,
+    pub name: String,
+    pub tier: Tier,
+    pub created_at: Timestamp,
+}
+
+/// An access token as stored: only its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessToken {
+    pub sha256: String,
+    pub user: UserId,
+    /// The refresh family that it came from; revoked with it.
+    pub family: String,
+    pub expires_at: Timestamp,
+}
+
+/// A refresh family: one login of one client. `current` is the hash of the only refresh token that is good now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshFamily {
+    pub id: String,
+    pub user: UserId,
+    pub current_sha256: String,
+    /// The token before it. Presented again within the grace it gives the same successors, which are derived from it (HMAC under the server's key).
+    pub previous: Option<PreviousRefresh>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub revoked: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreviousRefresh {
+    pub sha256: String,
+    pub rotated_at: Timestamp,
+    /// When the access token that was given then runs out.
+    pub access_expires_at: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceState {
+    Pending,
+    Approved,
+    Denied,
+    /// The tokens were fetched; the code is worth nothing now.
+    Used,
+}
+
+/// A device login under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLogin {
+    pub device_sha256: String,
+    /// Keyed hash (HMAC-SHA256) of the normalised user code.
+    pub user_code_hmac: String,
+    pub client_id: String,
+    pub state: DeviceState,
+    pub user: Option<UserId>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub interval_seconds: u32,
+    pub last_poll: Option<Timestamp>,
+}
+
+/// A git credential. The value is sealed with the owner's id and the name as context.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    pub name: String,
+    pub provider: Provider,
+    pub credential_type: CredentialType,
+    /// `host` or `host:port`; offered nowhere else.
+    pub hosts: Vec<String>,
+    /// Lines in OpenSSH's known_hosts format, beside the built-in ones.
+    pub known_hosts: Option<String>,
+    pub value: Sealed,
+    pub created_at: Timestamp,
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// An agent's secret, for example a model's API key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub name: String,
+    pub value: Sealed,
+    pub created_at: Timestamp,
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// Whether a conditional put took place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    Done,
+    /// Something of that name is there already.
+    Exists,
+}
+
+#[async_trait]
+pub trait AccountStore: Send + Sync {
+    async fn put_user(&self, user: &User) -> Result<(), StoreError>;
+    async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
+    async fn users(&self) -> Result<Vec<User>, StoreError>;
+
+    /// Jobs counted against the month `yyyy-mm`.
+    async fn quota_used(&self, user: UserId, month: &str) -> Result<u32, StoreError>;
+
+    async fn put_access_token(&self, token: &AccessToken) -> Result<(), StoreError>;
+    async fn access_token(&self, sha256: &str) -> Result<Option<AccessToken>, StoreError>;
+
+    async fn put_family(&self, family: &RefreshFamily) -> Result<(), StoreError>;
+    async fn family(&self, id: &str) -> Result<Option<RefreshFamily>, StoreError>;
+    /// Replaces a family only while its current token is `expected_current`; `false`: somebody else rotated it first.
+    async fn rotate_family(&self, family: &RefreshFamily, expected_current: &str) -> Result<bool, StoreError>;
+    /// Revokes a family and every access token of it.
+    async fn revoke_family(&self, id: &str) -> Result<(), StoreError>;
+
+    async fn put_device(&self, login: &DeviceLogin) -> Result<(), StoreError>;
+    async fn device(&self, device_sha256: &str) -> Result<Option<DeviceLogin>, StoreError>;
+    async fn device_by_user_code(&self, user_code_hmac: &str) -> Result<Option<DeviceLogin>, StoreError>;
+    /// Replaces a login only while it is in state `expected`; `false`: it was not.
+    async fn update_device(&self, login: &DeviceLogin, expected: DeviceState) -> Result<bool, StoreError>;
+
+    async fn put_credential(&self, owner: UserId, credential: &Credential) -> Result<Put, StoreError>;
+    async fn credential(&self, owner: UserId, name: &str) -> Result<Option<Credential>, StoreError>;
+    async fn credentials(&self, owner: UserId) -> Result<Vec<Credential>, StoreError>;
+    /// `false`: there was none.
+    async fn delete_credential(&self, owner: UserId, name: &str) -> Result<bool, StoreError>;
+    async fn credential_used(&self, owner: UserId, name: &str, at: Timestamp) -> Result<(), StoreError>;
+
+    async fn put_secret(&self, owner: UserId, secret: &Secret) -> Result<Put, StoreError>;
+    async fn secret(&self, owner: UserId, name: &str) -> Result<Option<Secret>, StoreError>;
+    async fn secrets(&self, owner: UserId) -> Result<Vec<Secret>, StoreError>;
+    async fn delete_secret(&self, owner: UserId, name: &str) -> Result<bool, StoreError>;
+    async fn secret_used(&self, owner: UserId, name: &str, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Deletes what expired before `now`.
+    async fn purge_tokens(&self, now: Timestamp) -> Result<(), StoreError>;
+}

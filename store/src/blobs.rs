@@ -1,0 +1,26 @@
+//! Artifacts: specs, diffs, transcripts, logs, manifests.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::error::StoreError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PutBlobError {
+    /// Other content is stored under this key. The same content again is success.
+    #[error("the key {0} holds other content already")]
+    Conflict(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Keys are relative paths of `[a-zA-Z0-9._-]` segments, for example `jobs/ID/3/diff`. A blob is written once and never changed.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// Durable when it returns.
+    async fn put(&self, key: &str, content: Bytes) -> Result<(), PutBlobError>;
+    async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError>;
+    /// Deletes everything under `prefix/`; nothing there is success.
+    async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError>;
+    async fn ping(&self) -> Result<(), StoreError>;
+}
