@@ -1,0 +1,289 @@
+//! A session from greeting to goodbye.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until};
+
+use crate::bridge::{reader_from, writer_to};
+use crate::checkout::{Snapshot, Unpacked, unpack};
+use crate::command::{self, Wish};
+use crate::error::ShimError;
+use crate::mux::{self, Incoming, MuxStream, Opener, Side};
+use crate::processes::Processes;
+use crate::protocol::{
+    CollectLimits, Collected, FromShim, MAX_FRAME, MAX_LIST, PROTOCOL, Prepare, Run, Selection, ShimPaths, Step, StreamHeader, ToShim,
+    read_frame, write_frame,
+};
+use crate::{changes, placing};
+
+/// However long a runner wishes to be allowed to be silent.
+const MAX_SILENCE_SECONDS: u64 = 60;
+/// For the greeting: a runner that has launched a container is there already.
+const GREETING_WITHIN: Duration = Duration::from_secs(60);
+/// For the last frames to leave.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Serves one job runner until it says goodbye, falls silent or is gone. Kills everything that runs beneath this process before it
+/// returns: call it in a process made for it, on a runtime with I/O and time.
+///
+/// # Errors
+/// For every end but a goodbye.
+pub async fn run<R, W>(read: R, write: W) -> Result<(), ShimError>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    let processes = Arc::new(Processes::take_over().map_err(ShimError::Setup)?);
+    let (opener, incoming, driver) = mux::start(read, write, Side::Shim);
+    let end = tokio::select! {
+        end = serve(&opener, incoming, &processes) => end,
+        name = ended_by_signal() => Err(ShimError::Signalled(name)),
+    };
+    processes.kill_everything().await;
+    if end.is_ok() {
+        opener.close().await;
+        // The runner may be gone already; there is nothing left to say.
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, driver).await;
+    }
+    end
+}
+
+/// As process 1 a signal without a handler is ignored.
+async fn ended_by_signal() -> &'static str {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => "TERM",
+        _ = int.recv() => "INT",
+    }
+}
+
+async fn serve(opener: &Opener, mut incoming: Incoming, processes: &Arc<Processes>) -> Result<(), ShimError> {
+    let (control, silence) = tokio::time::timeout(GREETING_WITHIN, greet(&mut incoming))
+        .await
+        .map_err(|_elapsed| ShimError::Silent(GREETING_WITHIN.as_secs()))??;
+    let (read, write) = tokio::io::split(control);
+    let mut frames = read_frames(read);
+    let (answers, writer) = write_frames(write);
+    let (checkouts, checkout) = mpsc::channel(1);
+    let mut session = Session {
+        opener: opener.clone(),
+        processes: Arc::clone(processes),
+        answers,
+        checkout: Some(checkout),
+        prepared: None,
+        step: JoinSet::new(),
+        running: None,
+    };
+    let mut heard = Instant::now();
+    loop {
+        tokio::select! {
+            frame = frames.recv() => match frame {
+                Some(Ok(ToShim::Bye)) => break,
+                Some(Ok(frame)) => {
+                    heard = Instant::now();
+                    session.take(frame).await;
+                }
+                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => return Err(ShimError::Stream(error)),
+                Some(Err(_)) | None => return Err(ShimError::Closed),
+            },
+            stream = incoming.recv() => match stream {
+                Some(mut stream) => {
+                    // A stream's header comes with its first bytes; only the checkout is expected from there.
+                    if let Ok(StreamHeader::Checkout) = read_frame(&mut stream, 1024).await {
+                        let _ = checkouts.try_send(stream);
+                    }
+                }
+                None => return Err(ShimError::Closed),
+            },
+            Some(done) = session.step.join_next() => session.finish(done).await,
+            () = sleep_until(heard + silence) => return Err(ShimError::Silent(silence.as_secs())),
+        }
+    }
+    session.step.shutdown().await;
+    drop(session);
+    let _ = tokio::time::timeout(GOODBYE_WITHIN, writer).await;
+    Ok(())
+}
+
+async fn greet(incoming: &mut Incoming) -> Result<(MuxStream, Duration), ShimError> {
+    let mut control = incoming.recv().await.ok_or(ShimError::Closed)?;
+    if read_frame::<_, StreamHeader>(&mut control, 1024).await.map_err(ShimError::Stream)? != StreamHeader::Control {
+        return Err(ShimError::NoGreeting);
+    }
+    let ToShim::Hello { protocol, silence_seconds } = read_frame(&mut control, 4096).await.map_err(ShimError::Stream)? else {
+        return Err(ShimError::NoGreeting);
+    };
+    let hello = FromShim::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() };
+    write_frame(&mut control, &hello).await.map_err(ShimError::Stream)?;
+    if protocol != PROTOCOL {
+        return Err(ShimError::Protocol { ours: PROTOCOL, theirs: protocol });
+    }
+    Ok((control, Duration::from_secs(silence_seconds.clamp(1, MAX_SILENCE_SECONDS))))
+}
+
+/// A task of its own, since a frame half read can't be given up and taken up again.
+fn read_frames(mut read: tokio::io::ReadHalf<MuxStream>) -> mpsc::Receiver<io::Result<ToShim>> {
+    let (sender, frames) = mpsc::channel(4);
+    tokio::spawn(async move {
+        loop {
+            let frame = read_frame(&mut read, MAX_FRAME).await;
+            let last = frame.is_err();
+            if sender.send(frame).await.is_err() || last {
+                return;
+            }
+        }
+    });
+    frames
+}
+
+fn write_frames(mut write: tokio::io::WriteHalf<MuxStream>) -> (mpsc::Sender<FromShim>, JoinHandle<()>) {
+    let (sender, mut frames) = mpsc::channel(16);
+    let writer = tokio::spawn(async move {
+        while let Some(frame) = frames.recv().await {
+            if write_frame(&mut write, &frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    (sender, writer)
+}
+
+/// Where the session stands between steps.
+struct Prepared {
+    paths: ShimPaths,
+    snapshot: Arc<Snapshot>,
+}
+
+/// What a step leaves behind.
+enum Done {
+    Prepared(ShimPaths, Unpacked),
+    Answer(FromShim),
+}
+
+type StepResult = Result<Done, (Step, io::Error)>;
+
+struct Session {
+    opener: Opener,
+    processes: Arc<Processes>,
+    answers: mpsc::Sender<FromShim>,
+    checkout: Option<mpsc::Receiver<MuxStream>>,
+    prepared: Option<Prepared>,
+    /// One step at a time.
+    step: JoinSet<StepResult>,
+    running: Option<(u32, watch::Sender<Wish>)>,
+}
+
+impl Session {
+    async fn take(&mut self, frame: ToShim) {
+        match frame {
+            ToShim::Ping => self.answer(FromShim::Pong).await,
+            ToShim::Stop { run, now } => {
+                if let Some((_, wish)) = self.running.as_ref().filter(|(id, _)| *id == run) {
+                    wish.send_replace(if now { Wish::StopNow } else { Wish::Stop });
+                }
+            }
+            ToShim::Prepare(prepare) => match self.checkout.take() {
+                Some(checkout) if self.step.is_empty() => {
+                    self.step.spawn(do_prepare(prepare, checkout));
+                }
+                _ => self.refuse(Step::Prepare, "the session is prepared already").await,
+            },
+            ToShim::Run(run) => self.begin_run(*run).await,
+            ToShim::Collect(limits) => match &self.prepared {
+                Some(prepared) if self.step.is_empty() => {
+                    let (paths, snapshot) = (prepared.paths.clone(), Arc::clone(&prepared.snapshot));
+                    self.step.spawn(do_collect(limits, paths, snapshot, self.opener.clone()));
+                }
+                _ => self.refuse(Step::Collect, "another step is going on, or nothing was prepared").await,
+            },
+            ToShim::Hello { .. } | ToShim::Bye => {}
+        }
+    }
+
+    async fn begin_run(&mut self, run: Run) {
+        let Some(paths) = self.prepared.as_ref().filter(|_| self.step.is_empty()).map(|prepared| prepared.paths.clone()) else {
+            return self.refuse(Step::Run, "another step is going on, or nothing was prepared").await;
+        };
+        let (wish, wished) = watch::channel(Wish::GoOn);
+        let id = run.id;
+        self.running = Some((id, wish));
+        let (processes, opener, answers) = (Arc::clone(&self.processes), self.opener.clone(), self.answers.clone());
+        self.step.spawn(async move {
+            // Should the queue be full, the exit record says as much.
+            let started = || drop(answers.try_send(FromShim::Started { run: id }));
+            match command::run(run, &paths, &processes, &opener, wished, started).await {
+                Ok(record) => Ok(Done::Answer(FromShim::Exited { run: id, record })),
+                Err(error) => Err((Step::Run, error)),
+            }
+        });
+    }
+
+    async fn finish(&mut self, done: Result<StepResult, tokio::task::JoinError>) {
+        self.running = None;
+        let answer = match done {
+            Ok(Ok(Done::Answer(answer))) => answer,
+            Ok(Ok(Done::Prepared(paths, unpacked))) => {
+                let (entries, bytes) = (unpacked.entries, unpacked.bytes);
+                self.prepared = Some(Prepared { paths, snapshot: Arc::new(unpacked.snapshot) });
+                FromShim::Prepared { entries, bytes }
+            }
+            Ok(Err((step, error))) => FromShim::Failed { step, message: error.to_string() },
+            Err(error) => FromShim::Failed { step: Step::Run, message: format!("the shim's own step broke off: {error}") },
+        };
+        self.answer(answer).await;
+    }
+
+    async fn refuse(&self, step: Step, message: &str) {
+        self.answer(FromShim::Failed { step, message: message.to_owned() }).await;
+    }
+
+    /// The writer is gone only when the stream is, which ends the session anyway.
+    async fn answer(&self, frame: FromShim) {
+        let _ = self.answers.send(frame).await;
+    }
+}
+
+async fn do_prepare(prepare: Prepare, mut checkout: mpsc::Receiver<MuxStream>) -> StepResult {
+    let failed = |error| (Step::Prepare, error);
+    let stream = checkout.recv().await.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
+    let (reader, feed) = reader_from(stream);
+    let paths = prepare.paths.clone();
+    let unpacking = tokio::task::spawn_blocking(move || {
+        placing::make_folders(&prepare.paths)?;
+        unpack(reader, Path::new(&prepare.paths.workspace), prepare.max_entries, prepare.max_bytes)
+    });
+    let ((), unpacked) = tokio::join!(feed, unpacking);
+    let unpacked = unpacked.map_err(io::Error::other).and_then(|unpacked| unpacked).map_err(failed)?;
+    Ok(Done::Prepared(paths, unpacked))
+}
+
+async fn do_collect(limits: CollectLimits, paths: ShimPaths, snapshot: Arc<Snapshot>, opener: Opener) -> StepResult {
+    let collected = collect(limits, paths, snapshot, &opener).await.map_err(|error| (Step::Collect, error))?;
+    Ok(Done::Answer(FromShim::Collected(collected)))
+}
+
+async fn collect(limits: CollectLimits, paths: ShimPaths, snapshot: Arc<Snapshot>, opener: &Opener) -> io::Result<Collected> {
+    let root = paths.workspace.clone();
+    let finding = tokio::task::spawn_blocking(move || changes::find(Path::new(&root), &snapshot, limits.max_entries));
+    let list = finding.await.map_err(io::Error::other)??;
+    let mut stream = opener.open().await?;
+    write_frame(&mut stream, &StreamHeader::Changes).await?;
+    write_frame(&mut stream, &list).await?;
+    let selection: Selection = read_frame(&mut stream, MAX_LIST).await?;
+    let (writer, carry) = writer_to(stream);
+    let sending = tokio::task::spawn_blocking(move || changes::send(Path::new(&paths.workspace), &list, &selection, limits, writer));
+    let (carried, sent) = tokio::join!(carry, sending);
+    // A refusal explains why the stream broke off, so it comes first.
+    let collected = sent.map_err(io::Error::other)??;
+    tokio::io::AsyncWriteExt::shutdown(&mut carried?).await?;
+    Ok(collected)
+}
