@@ -1,0 +1,52 @@
+//! The parts that `cargo xtask test` has set up, found by the environment. A missing one fails the test that wants it.
+
+#![expect(clippy::disallowed_methods, reason = "this is the one place where the tests read their environment")]
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+
+/// `unix://…` of a Docker-compatible container engine.
+pub fn engine() -> Result<String> {
+    variable("CKRV_TEST_ENGINE")
+}
+
+/// An image with node, git, Claude Code and Gemini CLI.
+pub fn image() -> Result<String> {
+    variable("CKRV_TEST_IMAGE")
+}
+
+/// An image with busybox and nothing else.
+pub fn tiny_image() -> Result<String> {
+    variable("CKRV_TEST_TINY_IMAGE")
+}
+
+/// Claude Code's native binary.
+pub fn claude() -> Result<PathBuf> {
+    variable("CKRV_TEST_CLAUDE").map(PathBuf::from)
+}
+
+/// Gemini CLI's program, for node.
+pub fn gemini() -> Result<PathBuf> {
+    variable("CKRV_TEST_GEMINI").map(PathBuf::from)
+}
+
+/// The seed of a soak, else the fixed one of the ordinary tests.
+pub fn seed() -> u64 {
+    std::env::var("CKRV_SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+}
+
+/// The `ckrv` under test: `CKRV_BIN`, else the one that cargo built beside the tests.
+pub fn ckrv() -> Result<PathBuf> {
+    if let Ok(path) = std::env::var("CKRV_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("the test binary lies nowhere")?;
+    let path = folder.join("ckrv");
+    path.exists().then_some(path).context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")
+}
+
+fn variable(name: &str) -> Result<String> {
+    std::env::var(name).with_context(|| format!("{name} is not set: run `cargo xtask test`, or `cargo xtask test --fast` without the bench"))
+}

@@ -1,0 +1,18 @@
+//! The harness of the end-to-end scenarios: real git, real sshd, real agents, the real `ckrv` as a process; scripted is only the
+//! model behind the agents. Each piece is a file, and each has a test of its own in `tests/{fast,full}_fixtures.rs`.
+//!
+//! `tests/fast_*.rs` need Rust, git and a C linker. `tests/full_*.rs` need the bench that `cargo xtask test` sets up, and fail
+//! where a part of it is missing.
+
+pub mod activation;
+pub mod bench;
+pub mod faults;
+pub mod git;
+pub mod git_http;
+pub mod http;
+pub mod model;
+pub mod repo;
+pub mod server;
+pub mod sshd;
+pub mod user;
+pub mod wait;

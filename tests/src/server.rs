@@ -1,0 +1,241 @@
+//! `ckrv serve` as a process that a test starts, kills and starts again; and the activation page, as its owner uses it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+use crate::activation::{Form, urlencoded};
+use crate::bench;
+use crate::http::client;
+use crate::wait::{PATIENCE, wait_until};
+
+/// What a server is started with.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// Its configuration file.
+    pub config: toml::Table,
+    /// More flags, e.g. `--unsandboxed`.
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// The process launcher: jobs run as the user, beside their files.
+    pub fn unsandboxed() -> Self {
+        Self { args: vec!["--unsandboxed".to_owned()], ..Self::default() }
+    }
+}
+
+/// A server with a data folder of its own. Dropped, it is killed, and its folder is removed.
+#[derive(Debug)]
+pub struct Server {
+    setup: Setup,
+    folder: tempfile::TempDir,
+    starts: u32,
+    process: Option<Child>,
+    url: String,
+    owner_code: String,
+}
+
+/// What a device login gives.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    pub access: String,
+    pub refresh: String,
+}
+
+impl Server {
+    /// Starts one, and waits until it has printed where it listens.
+    pub async fn start(setup: Setup) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ckrv-serve-").tempdir()?;
+        std::fs::write(folder.path().join("config.toml"), setup.config.to_string())?;
+        let mut server = Self { setup, folder, starts: 0, process: None, url: String::new(), owner_code: String::new() };
+        server.spawn("127.0.0.1:0").await?;
+        Ok(server)
+    }
+
+    /// Starts it again on the same data, at the same address.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let address = self.url.split_once("://").context("it never had an address")?.1.to_owned();
+        self.spawn(&address).await
+    }
+
+    async fn spawn(&mut self, listen: &str) -> Result<()> {
+        self.starts += 1;
+        let log = File::create(self.log_file())?;
+        let mut command = Command::new(bench::ckrv()?);
+        command.args(["serve", "--listen", listen]).args(&self.setup.args).current_dir(self.folder.path()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.folder.path());
+        command.env("CKRV_DATA", self.data()).env("CKRV_CONFIG", self.folder.path().join("config.toml"));
+        if let Ok(engine) = bench::engine() {
+            // The name by which every client of the Docker API finds its engine.
+            command.env("DOCKER_HOST", engine);
+        }
+        command.envs(self.setup.env.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        let mut process = command.spawn().context("can't start ckrv serve")?;
+        let log = self.log_file();
+        let found = wait_until("ckrv serve prints its URL and one-time code", PATIENCE, async || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let ended = process.try_wait().ok().flatten();
+            let both = text.lines().find_map(link).zip(text.lines().find_map(one_time_code));
+            both.map(Ok).or_else(|| ended.map(Err))
+        });
+        match found.await.with_context(|| self.log())? {
+            Ok((url, code)) => (self.url, self.owner_code) = (url, code),
+            Err(status) => bail!("ckrv serve ended with {status}:\n{}", self.log()),
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The code that its owner confirms a login with.
+    pub fn owner_code(&self) -> &str {
+        &self.owner_code
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().and_then(Child::id)
+    }
+
+    /// What it has printed since it was last started.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// What it printed in all its starts; the file of each start is kept.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        (1..=self.starts).map(|start| self.folder.path().join(format!("serve-{start}.log"))).collect()
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join(format!("serve-{}.log", self.starts))
+    }
+
+    /// SIGKILL, as a power cut would be; its job runners live on.
+    pub async fn kill(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("it does not run")?;
+        process.kill().await?;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for its end; an exit code other than 0 is an error.
+    pub async fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("it does not run")?;
+        let pid = i32::try_from(process.id().context("it has ended already")?)?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+        let status = tokio::time::timeout(Duration::from_secs(30), process.wait()).await.context("it does not stop")??;
+        if status.success() { Ok(()) } else { bail!("ckrv serve ended with {status}:\n{}", self.log()) }
+    }
+
+    /// A device login without the CLI: through the API, and its owner's hand on the activation page.
+    pub async fn login(&self) -> Result<Tokens> {
+        let device = self.post("/v1/auth/device", &json!({"client_id": "ckrv-cli"})).await?;
+        let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {value}"));
+        self.activate(&text(&device, "verification_uri")?, &text(&device, "user_code")?).await?;
+        let grant = "urn:ietf:params:oauth:grant-type:device_code";
+        let ask = json!({"client_id": "ckrv-cli", "device_code": text(&device, "device_code")?, "grant_type": grant});
+        let tokens = self.post("/v1/auth/token", &ask).await?;
+        Ok(Tokens { access: text(&tokens, "access_token")?, refresh: text(&tokens, "refresh_token")? })
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request = client()?.post(format!("{}{path}", self.url)).header("content-type", "application/json").body(body.to_string());
+        let response = request.send().await?;
+        let (status, text) = (response.status(), response.text().await?);
+        if !status.is_success() {
+            bail!("POST {path} answers {status}: {text}");
+        }
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Confirms a user's code on the activation page, as its owner would in a browser.
+    pub async fn activate(&self, page: &str, user_code: &str) -> Result<()> {
+        let mut browser = Browser { client: client()?, cookies: Vec::new() };
+        let mut url = reqwest::Url::parse(page)?;
+        let mut html = browser.open(&mut url, None).await?;
+        for _ in 0..3 {
+            let Some(form) = Form::parse(&html) else { return Ok(()) };
+            url = url.join(&form.action)?;
+            html = browser.open(&mut url, Some(urlencoded(&form.fill(user_code, &self.owner_code)))).await?;
+        }
+        bail!("the activation page is never content:\n{html}")
+    }
+}
+
+/// Pages, cookies, redirects; no scripts.
+struct Browser {
+    client: reqwest::Client,
+    cookies: Vec<String>,
+}
+
+impl Browser {
+    async fn open(&mut self, url: &mut reqwest::Url, mut form: Option<String>) -> Result<String> {
+        for _ in 0..5 {
+            let request = match form.take() {
+                Some(body) => {
+                    let request = self.client.post(url.clone()).header("origin", url.origin().ascii_serialization());
+                    request.header("content-type", "application/x-www-form-urlencoded").body(body)
+                }
+                None => self.client.get(url.clone()),
+            };
+            let response = request.header("cookie", self.cookies.join("; ")).send().await?;
+            for cookie in response.headers().get_all("set-cookie") {
+                self.cookies.push(cookie.to_str()?.split(';').next().unwrap_or_default().to_owned());
+            }
+            let status = response.status();
+            if status.is_redirection() {
+                let location = response.headers().get("location").context("a redirect to nowhere")?.to_str()?.to_owned();
+                *url = url.join(&location)?;
+                continue;
+            }
+            let page = response.text().await?;
+            if !status.is_success() {
+                bail!("{url} answers {status}: {page}");
+            }
+            return Ok(page);
+        }
+        bail!("{url} redirects without end")
+    }
+}
+
+/// The first link of a line, without a full stop or slash at its end.
+pub fn link(line: &str) -> Option<String> {
+    let word = line.split_whitespace().find(|word| word.starts_with("http://") || word.starts_with("https://"))?;
+    Some(word.trim_end_matches(['.', ',', ')']).trim_end_matches('/').to_owned())
+}
+
+/// The last word of the line that speaks of it.
+fn one_time_code(line: &str) -> Option<String> {
+    let says = line.to_ascii_lowercase().contains("one-time code");
+    says.then(|| line.split_whitespace().next_back().map(|word| word.trim_end_matches('.').to_owned())).flatten()
+}
+
+/// The files below a folder, for a test that searches them all.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => found.extend(files_below(&entry.path())?),
+            kind if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    Ok(found)
+}
