@@ -16,6 +16,12 @@ pub enum StoreError {
     /// The key or the context of an encrypted value does not fit: it was tampered with, or moved.
     #[error("an encrypted value can't be opened: {0}")]
     Sealed(String),
+    /// A newer program has written this data; this one would damage it.
+    #[error("the data was written by a newer version of ckrv (schema {found}, this version knows {known}): use that version or a later one")]
+    TooNew { found: usize, known: usize },
+    /// A page cursor that none of this store's pages gave. The client's mistake, not the store's.
+    #[error("this is not a cursor of an earlier page")]
+    BadCursor,
 }
 
 impl StoreError {

@@ -4,16 +4,24 @@
 
 mod account_store;
 mod blobs;
+mod embedded;
 mod error;
+mod files;
 mod job_store;
+mod local_vault;
 mod signals;
+mod sqlite;
 mod vault;
 
 pub use account_store::*;
 pub use blobs::*;
+pub use embedded::open_embedded;
 pub use error::*;
+pub use files::FileBlobs;
 pub use job_store::*;
+pub use local_vault::LocalVault;
 pub use signals::*;
+pub use sqlite::{Durability, SqliteStore};
 pub use vault::*;
 
 use std::sync::Arc;
