@@ -11,6 +11,7 @@ pub mod machine;
 pub mod mask;
 pub mod plan;
 pub mod policy;
+pub mod repo_url;
 pub mod spec;
 pub mod tree;
 pub mod wire;
