@@ -4,6 +4,7 @@
 
 mod account_store;
 mod blobs;
+pub mod contract;
 mod embedded;
 mod error;
 mod files;
