@@ -1,0 +1,106 @@
+//! Job runners as processes beside the server. Each holds a lock on a file in its folder for as long as it lives, so a restarted server knows
+//! for certain which of them go on: by the lock, never by a process id.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use ckrv_core::id::{Fence, JobId};
+
+use super::{Liveness, Runners};
+use crate::gateway::Task;
+use crate::settings::Settings;
+
+const LOCK: &str = "lock";
+/// What a job runner is told, read and then removed by it.
+pub const TASK: &str = "task.json";
+
+#[derive(Debug)]
+pub struct LocalRunners {
+    settings: Arc<Settings>,
+    /// Processes that this server started, kept so that they are reaped when they end.
+    children: Mutex<HashMap<PathBuf, tokio::process::Child>>,
+}
+
+impl LocalRunners {
+    /// # Errors
+    /// When the folder for runs can't be made.
+    pub fn new(settings: Arc<Settings>) -> std::io::Result<Self> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&settings.runs)?;
+        Ok(Self { settings, children: Mutex::default() })
+    }
+
+    fn folder(&self, job: JobId, fence: Fence) -> PathBuf {
+        self.settings.runs.join(format!("{job}-{fence}"))
+    }
+
+    fn attempts(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(&self.settings.runs) else { return Vec::new() };
+        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+    }
+
+    fn reap_children(&self) {
+        let mut children = self.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        children.retain(|_, child| matches!(child.try_wait(), Ok(None)));
+    }
+}
+
+/// Whether somebody holds the lock of an attempt's folder.
+fn is_locked(folder: &Path) -> bool {
+    match File::open(folder.join(LOCK)) {
+        // The lock is given back as soon as the file is closed.
+        Ok(file) => file.try_lock().is_err(),
+        Err(_) => false,
+    }
+}
+
+#[async_trait]
+impl Runners for LocalRunners {
+    async fn start(&self, task: &Task) -> std::io::Result<()> {
+        let folder = self.folder(task.job, task.fence);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join(LOCK))?;
+        lock.try_lock().map_err(std::io::Error::from)?;
+        let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(folder.join(TASK))?;
+        serde_json::to_writer(&mut file, task)?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("runner.log"))?;
+        let mut command = tokio::process::Command::new(&self.settings.program);
+        command.args(["internal", "job-runner", "--dir"]).arg(&folder).env_clear();
+        for name in ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        // The locked file is the child's standard input: lock and process end together, whatever happens to us.
+        command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::from(log)).kill_on_drop(false);
+        let child = command.spawn()?;
+        self.children.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(folder, child);
+        Ok(())
+    }
+
+    async fn liveness(&self, job: JobId, fence: Fence) -> Liveness {
+        if is_locked(&self.folder(job, fence)) { Liveness::Alive } else { Liveness::Gone }
+    }
+
+    async fn running(&self) -> usize {
+        self.reap_children();
+        self.attempts().iter().filter(|folder| is_locked(folder)).count()
+    }
+
+    async fn sweep(&self, live: &[(JobId, Fence)]) {
+        self.reap_children();
+        let keep: Vec<PathBuf> = live.iter().map(|(job, fence)| self.folder(*job, *fence)).collect();
+        for folder in self.attempts() {
+            if keep.contains(&folder) || is_locked(&folder) {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_dir_all(&folder) {
+                tracing::warn!(folder = %folder.display(), %error, "what is left of an attempt could not be removed");
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Dispatch: take jobs from the queue, give each attempt a job runner, and settle what became of those that vanished.
+//!
+//! One loop, one task: a claim and its launch are never seen half-done by the reaper.
+
+mod local_runners;
+
+pub use local_runners::{LocalRunners, TASK};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ckrv_core::id::{ClaimId, Fence, JobId};
+use ckrv_core::job::JobRecord;
+use ckrv_core::machine::{EndReason, Evidence, MAX_ATTEMPTS, Refusal, Verb};
+use ckrv_store::{Signal, StoreError, Stores, VerbError};
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::CancellationToken;
+
+use crate::gateway::{GatewayServer, Task};
+use crate::settings::{LEASE, Settings};
+
+/// How often the loop looks around when nothing woke it.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// The job runner ends a job at its deadline; only when it doesn't, the dispatcher does.
+const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
+
+/// What is known of an attempt's job runner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    Alive,
+    /// It is no more; nothing of this attempt runs.
+    Gone,
+    /// Can't be told from here: only the lease counts.
+    Unknown,
+}
+
+/// Where job runners run: processes beside the server, pods in a cluster.
+#[async_trait]
+pub trait Runners: Send + Sync {
+    /// Starts the job runner of one attempt.
+    async fn start(&self, task: &Task) -> std::io::Result<()>;
+    async fn liveness(&self, job: JobId, fence: Fence) -> Liveness;
+    /// How many run now.
+    async fn running(&self) -> usize;
+    /// Forgets what is left of attempts other than `live`.
+    async fn sweep(&self, live: &[(JobId, Fence)]);
+}
+
+pub struct Dispatcher {
+    stores: Stores,
+    settings: Arc<Settings>,
+    gateway: Arc<GatewayServer>,
+    runners: Arc<dyn Runners>,
+    clock: fn() -> Timestamp,
+    started: Timestamp,
+}
+
+impl std::fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").finish_non_exhaustive()
+    }
+}
+
+/// Nobody reaps a lapsed lease within this time of its own start: its holder may just have been unable to reach us.
+const NO_REAP_AFTER_START: SignedDuration = SignedDuration::from_secs(90);
+
+impl Dispatcher {
+    #[must_use]
+    pub fn new(stores: Stores, settings: Arc<Settings>, gateway: Arc<GatewayServer>, runners: Arc<dyn Runners>, clock: fn() -> Timestamp) -> Self {
+        Self { stores, settings, gateway, runners, clock, started: clock() }
+    }
+
+    /// Runs until `shutdown`. Job runners are left to go on: the next dispatcher adopts them.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut signals = self.stores.signals.subscribe();
+        loop {
+            if let Err(error) = self.turn().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the dispatcher could not reach its store; it tries again");
+            }
+            let deadline = tokio::time::Instant::now() + LOOK_AROUND;
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    signal = tokio::time::timeout_at(deadline, signals.recv()) => match signal {
+                        Ok(Ok(Signal::Log(_) | Signal::Watched(_))) => {}
+                        _ => break,
+                    },
+                }
+            }
+        }
+    }
+
+    /// One look around.
+    ///
+    /// # Errors
+    /// When the store fails; the next turn tries again.
+    pub async fn turn(&self) -> Result<(), StoreError> {
+        let running = self.stores.jobs.running().await?;
+        let mut live = Vec::new();
+        for job in &running {
+            if !self.settle(job).await? {
+                live.push((job.id, job.fence));
+            }
+        }
+        for job in self.stores.jobs.stuck((self.clock)(), 100).await? {
+            self.end_queued(&job).await?;
+        }
+        self.claim_due(&mut live).await?;
+        self.runners.sweep(&live).await;
+        Ok(())
+    }
+
+    async fn claim_due(&self, live: &mut Vec<(JobId, Fence)>) -> Result<(), StoreError> {
+        let room = self.settings.capacity.saturating_sub(self.runners.running().await);
+        if room == 0 {
+            return Ok(());
+        }
+        // Owners at their limit must not hide the jobs of others behind theirs.
+        let due = self.stores.jobs.due((self.clock)(), room * 4 + 16).await?;
+        let mut taken = 0;
+        for job in due {
+            if taken == room {
+                break;
+            }
+            let has_room = self.stores.jobs.running_of(job.owner).await? < self.settings.max_running;
+            if let Some(job) = self.claim(&job, has_room).await? {
+                live.push((job.id, job.fence));
+                taken += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the lease and starts a job runner; `None`: somebody else has it, or it may not start now.
+    async fn claim(&self, job: &JobRecord, has_room: bool) -> Result<Option<JobRecord>, StoreError> {
+        let now = (self.clock)();
+        let claim = ClaimId(uuid::Uuid::now_v7());
+        let verb = Verb::Claim { claim, worker: self.settings.worker.clone(), until: now + LEASE, has_room };
+        let claimed = match self.stores.jobs.apply(job.id, &verb, now).await {
+            Ok(claimed) => claimed,
+            Err(VerbError::Refused { refusal, .. }) => {
+                tracing::debug!(job = %job.id, %refusal, "the job was not claimed");
+                return Ok(None);
+            }
+            Err(VerbError::NotFound) => return Ok(None),
+            Err(VerbError::Store(error)) => return Err(error),
+        };
+        let fence = claimed.fence;
+        let task = Task { job: job.id, fence, claim, socket: self.settings.socket.clone(), token: self.gateway.token(job.id, fence, claim) };
+        if let Err(error) = self.runners.start(&task).await {
+            tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
+            let note = format!("its job runner could not be started: {error}");
+            let not_before = now + backoff(claimed.attempt);
+            self.settle_with(&claimed, Verb::Release { claim, fence, not_before, note }).await?;
+            return Ok(None);
+        }
+        tracing::info!(job = %job.id, attempt = claimed.attempt, %fence, "claimed a job");
+        Ok(Some(claimed))
+    }
+
+    /// Looks after one running job; `true` when it is no longer under its lease.
+    async fn settle(&self, job: &JobRecord) -> Result<bool, StoreError> {
+        let now = (self.clock)();
+        let evidence = match self.runners.liveness(job.id, job.fence).await {
+            Liveness::Alive if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) => {
+                return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
+            }
+            Liveness::Alive => return Ok(false),
+            Liveness::Gone => Evidence::Gone,
+            Liveness::Unknown if now < self.started + NO_REAP_AFTER_START => return Ok(false),
+            Liveness::Unknown => Evidence::Lapsed,
+        };
+        if job.cancel_at.is_some() {
+            return self.end(job, EndReason::Cancelled, evidence).await;
+        }
+        if job.deadline.is_some_and(|deadline| now >= deadline) {
+            return self.end(job, EndReason::Deadline, evidence).await;
+        }
+        if job.attempt >= MAX_ATTEMPTS {
+            return self.end(job, EndReason::AttemptsExhausted, evidence).await;
+        }
+        let note = "its job runner ended without a report".to_owned();
+        self.settle_with(job, Verb::Reap { fence: job.fence, evidence, not_before: now + backoff(job.attempt), note }).await
+    }
+
+    async fn end_queued(&self, job: &JobRecord) -> Result<(), StoreError> {
+        let now = (self.clock)();
+        let reason = if job.deadline.is_some_and(|deadline| now >= deadline) {
+            EndReason::Deadline
+        } else if job.attempt >= MAX_ATTEMPTS {
+            EndReason::AttemptsExhausted
+        } else {
+            EndReason::Unclaimed
+        };
+        self.end(job, reason, Evidence::Lapsed).await.map(drop)
+    }
+
+    async fn end(&self, job: &JobRecord, reason: EndReason, evidence: Evidence) -> Result<bool, StoreError> {
+        let log_end = self.stores.jobs.log_tail(job.id).await?;
+        self.settle_with(job, Verb::End { fence: job.fence, reason, evidence, log_end }).await
+    }
+
+    async fn settle_with(&self, job: &JobRecord, verb: Verb) -> Result<bool, StoreError> {
+        match self.stores.jobs.apply(job.id, &verb, (self.clock)()).await {
+            Ok(next) => {
+                tracing::warn!(job = %job.id, verb = verb.name(), state = %next.state, "settled a job whose runner is no more");
+                Ok(true)
+            }
+            // Its runner came first, or its lease still holds.
+            Err(VerbError::Refused { refusal, .. }) => Ok(refusal == Refusal::Ended),
+            Err(VerbError::NotFound) => Ok(true),
+            Err(VerbError::Store(error)) => Err(error),
+        }
+    }
+}
+
+/// How long the next attempt waits: 1, 4, 16 seconds.
+fn backoff(attempt: u32) -> SignedDuration {
+    SignedDuration::from_secs(4_i64.pow(attempt.saturating_sub(1).min(4)))
+}

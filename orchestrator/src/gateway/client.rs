@@ -1,0 +1,171 @@
+//! The job runner's side of the gateway. A server that is away is waited for: the fence decides, not this client's patience.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable};
+use ckrv_core::job::{Artifact, Facts, State};
+use ckrv_core::log::LogEntry;
+use ckrv_core::machine::Finish;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::wire::*;
+use crate::git::GitCredential;
+
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The gateway answered no; trying again changes nothing.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// No answer, or a passing fault.
+    #[error("the gateway can't be reached")]
+    Away(#[source] reqwest::Error),
+    #[error("the gateway has a fault")]
+    Fault,
+}
+
+impl GatewayError {
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::Away(_) | Self::Fault)
+    }
+
+    /// Whether this attempt has nothing more to say: the job ended elsewhere or somebody else took over.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        use ckrv_core::machine::Refusal;
+        matches!(self, Self::Denied(Denial::Refused(Refusal::Ended | Refusal::LostLease) | Denial::LogClosed | Denial::Unauthorized))
+    }
+}
+
+#[derive(Clone)]
+pub struct Gateway {
+    client: reqwest::Client,
+    base: String,
+    token: SecretString,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// # Errors
+    /// When the HTTP client can't be built.
+    pub fn new(task: &Task) -> Result<Self, reqwest::Error> {
+        let client = reqwest::Client::builder()
+            .unix_socket(task.socket.clone())
+            .no_proxy()
+            .timeout(Duration::from_secs(60))
+            .build()?;
+        // The host's name is never looked up: the socket is where this goes.
+        let base = format!("http://gateway/attempts/{}/{}/{}", task.job, task.fence, task.claim);
+        Ok(Self { client, base, token: task.token.clone() })
+    }
+
+    pub async fn job(&self) -> Result<JobView, GatewayError> {
+        self.again(|| self.get("job")).await
+    }
+
+    /// Not retried: the caller beats again anyway.
+    pub async fn beat(&self) -> Result<BeatAnswer, GatewayError> {
+        self.post("beat", &()).await
+    }
+
+    /// Long poll; not retried.
+    pub async fn attention(&self) -> Result<Attention, GatewayError> {
+        self.get("attention").await
+    }
+
+    pub async fn advance(&self, to: State, facts: &Facts) -> Result<(), GatewayError> {
+        let body = AdvanceRequest { to, facts: facts.clone() };
+        self.again(|| self.post_empty("advance", &body)).await
+    }
+
+    /// Not retried: the log keeps what was not taken.
+    pub async fn log(&self, entries: &[LogEntry]) -> Result<(), GatewayError> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            entries: &'a [LogEntry],
+        }
+        self.post_empty("log", &Body { entries }).await
+    }
+
+    pub async fn artifact(&self, name: &str, content: bytes::Bytes) -> Result<Artifact, GatewayError> {
+        let stored: Stored = self
+            .again(|| async {
+                let response = self.client.put(format!("{}/artifacts/{name}", self.base)).bearer_auth(self.token.expose_secret()).body(content.clone()).send().await;
+                decode(response).await
+            })
+            .await?;
+        Ok(Artifact { name: name.to_owned(), key: stored.key, bytes: stored.bytes, sha256: stored.sha256 })
+    }
+
+    pub async fn credential(&self) -> Result<Option<GitCredential>, GatewayError> {
+        let body = SecretRequest { nonce: nonce() };
+        self.again(|| self.post("credential", &body)).await
+    }
+
+    pub async fn secret(&self, slot: &str) -> Result<Option<SecretString>, GatewayError> {
+        let body = SecretRequest { nonce: nonce() };
+        let path = format!("secrets/{slot}");
+        let answer: SecretAnswer = self.again(|| self.post(&path, &body)).await?;
+        Ok(answer.value)
+    }
+
+    pub async fn release(&self, not_before_seconds: u32, note: &str) -> Result<(), GatewayError> {
+        let body = ReleaseRequest { not_before_seconds, note: note.to_owned() };
+        self.again(|| self.post_empty("release", &body)).await
+    }
+
+    pub async fn finish(&self, finish: &Finish) -> Result<(), GatewayError> {
+        self.again(|| self.post_empty("finish", finish)).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, GatewayError> {
+        decode(self.client.get(format!("{}/{path}", self.base)).bearer_auth(self.token.expose_secret()).send().await).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, GatewayError> {
+        decode(self.send(path, body).await).await
+    }
+
+    async fn post_empty(&self, path: &str, body: &impl Serialize) -> Result<(), GatewayError> {
+        checked(self.send(path, body).await).await.map(drop)
+    }
+
+    async fn send(&self, path: &str, body: &impl Serialize) -> Result<reqwest::Response, reqwest::Error> {
+        self.client.post(format!("{}/{path}", self.base)).bearer_auth(self.token.expose_secret()).json(body).send().await
+    }
+
+    /// Tries for as long as the job may run; the job's deadline ends the caller.
+    async fn again<T, F: Future<Output = Result<T, GatewayError>>>(&self, call: impl FnMut() -> F) -> Result<T, GatewayError> {
+        let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_jitter().without_max_times();
+        call.retry(patience).when(GatewayError::is_passing).await
+    }
+}
+
+fn nonce() -> String {
+    uuid::Uuid::new_v4().to_string()
+}
+
+async fn checked(response: Result<reqwest::Response, reqwest::Error>) -> Result<reqwest::Response, GatewayError> {
+    let response = response.map_err(GatewayError::Away)?;
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    if response.status().is_server_error() {
+        return Err(GatewayError::Fault);
+    }
+    let status = response.status();
+    match response.json::<Denial>().await {
+        Ok(denial) => Err(GatewayError::Denied(denial)),
+        Err(_) => Err(GatewayError::Denied(Denial::Invalid(format!("the gateway answered {status}")))),
+    }
+}
+
+async fn decode<T: DeserializeOwned>(response: Result<reqwest::Response, reqwest::Error>) -> Result<T, GatewayError> {
+    checked(response).await?.json().await.map_err(GatewayError::Away)
+}

@@ -1,0 +1,13 @@
+//! The gateway: the only way from a job runner to the service. A job runner holds a token for one job and one fence, and gets what belongs to
+//! that job and nothing else: its record, beat, log, artifacts, the one git credential and the secrets of its slots, the end.
+//!
+//! Invariant: whatever a job runner asks is checked against job, fence and claim; a captured job runner reaches one job.
+
+mod client;
+mod once;
+mod server;
+mod wire;
+
+pub use client::{Gateway, GatewayError};
+pub use server::{GatewayServer, serve_unix, sha256_hex};
+pub use wire::*;

@@ -1,0 +1,347 @@
+//! The gateway's server side.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Request, State as AxumState};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use ckrv_core::id::{ClaimId, Fence, JobId};
+use ckrv_core::job::JobRecord;
+use ckrv_core::machine::{Finish, Refusal, Verb};
+use ckrv_store::{AppendError, PutBlobError, SealContext, Signal, StoreError, Stores, VerbError};
+use hmac::{Hmac, KeyInit, Mac};
+use jiff::{SignedDuration, Timestamp};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+use super::once::Once;
+use super::wire::*;
+use crate::git::GitCredential;
+use crate::settings::Settings;
+
+/// Largest artifact or log batch that a job runner may send.
+const MAX_BODY: usize = 600 * 1024 * 1024;
+/// How long a follower counts as watching after its last sign.
+const WATCH_MEMORY: Duration = Duration::from_secs(15);
+const LONG_POLL: Duration = Duration::from_secs(20);
+
+pub struct GatewayServer {
+    stores: Stores,
+    settings: Arc<Settings>,
+    key: SecretString,
+    clock: fn() -> Timestamp,
+    once: Once,
+    watched: Mutex<HashMap<JobId, Instant>>,
+}
+
+impl std::fmt::Debug for GatewayServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GatewayServer").finish_non_exhaustive()
+    }
+}
+
+type Shared = AxumState<Arc<GatewayServer>>;
+type Attempt = UrlPath<(JobId, Fence, ClaimId)>;
+
+impl GatewayServer {
+    /// `key` makes the attempts' tokens; it must be the same after a restart, since job runners live on.
+    #[must_use]
+    pub fn new(stores: Stores, settings: Arc<Settings>, key: SecretString, clock: fn() -> Timestamp) -> Arc<Self> {
+        Arc::new(Self { stores, settings, key, clock, once: Once::default(), watched: Mutex::default() })
+    }
+
+    /// The token of one attempt.
+    #[must_use]
+    pub fn token(&self, job: JobId, fence: Fence, claim: ClaimId) -> SecretString {
+        SecretString::from(hex(&self.mac(job, fence, claim).finalize().into_bytes()))
+    }
+
+    fn mac(&self, job: JobId, fence: Fence, claim: ClaimId) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.key.expose_secret().as_bytes()).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        mac.update(format!("attempt|{job}|{fence}|{claim}").as_bytes());
+        mac
+    }
+
+    fn is_watched(&self, job: JobId) -> bool {
+        let watched = self.watched.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        watched.get(&job).is_some_and(|at| at.elapsed() < WATCH_MEMORY)
+    }
+
+    fn note_watched(&self, job: JobId) {
+        let mut watched = self.watched.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        watched.retain(|_, at| at.elapsed() < WATCH_MEMORY);
+        watched.insert(job, Instant::now());
+    }
+
+    /// The record, if this attempt still holds it.
+    async fn held(&self, job: JobId, fence: Fence, claim: ClaimId) -> Result<JobRecord, Denied> {
+        let record = self.stores.jobs.job(job).await?.ok_or_else(|| Denied(Denial::Missing("the job".to_owned())))?;
+        if record.state.is_final() {
+            return Err(Denied(Denial::Refused(Refusal::Ended)));
+        }
+        match &record.lease {
+            Some(lease) if lease.claim == claim && record.fence == fence => Ok(record),
+            _ => Err(Denied(Denial::Refused(Refusal::LostLease))),
+        }
+    }
+}
+
+/// Serves the gateway on a unix socket until `shutdown` completes.
+///
+/// # Errors
+/// When the socket can't be made.
+pub async fn serve_unix(gateway: Arc<GatewayServer>, socket: &Path, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let _ = std::fs::remove_file(socket);
+    let listener = tokio::net::UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let mut signals = gateway.stores.signals.subscribe();
+    let listening = Arc::clone(&gateway);
+    let watching = tokio::spawn(async move {
+        loop {
+            match signals.recv().await {
+                Ok(Signal::Watched(job)) => listening.note_watched(job),
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
+                _ => {}
+            }
+        }
+    });
+    let served = axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown).await;
+    watching.abort();
+    served
+}
+
+fn router(gateway: Arc<GatewayServer>) -> axum::Router {
+    let attempt = axum::Router::new()
+        .route("/job", get(job))
+        .route("/beat", post(beat))
+        .route("/attention", get(attention))
+        .route("/advance", post(advance))
+        .route("/log", post(log))
+        .route("/artifacts/{name}", put(artifact))
+        .route("/credential", post(credential))
+        .route("/secrets/{slot}", post(secret))
+        .route("/release", post(release))
+        .route("/finish", post(finish))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&gateway), authenticate));
+    axum::Router::new().nest("/attempts/{job}/{fence}/{claim}", attempt).with_state(gateway)
+}
+
+async fn authenticate(AxumState(gateway): Shared, UrlPath(path): UrlPath<HashMap<String, String>>, request: Request, next: Next) -> Response {
+    let attempt = || -> Option<(JobId, Fence, ClaimId)> {
+        Some((path.get("job")?.parse().ok()?, Fence(path.get("fence")?.parse().ok()?), path.get("claim")?.parse().ok()?))
+    };
+    let token = request.headers().get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    let allowed = match (attempt(), token.and_then(unhex)) {
+        (Some((job, fence, claim)), Some(token)) => gateway.mac(job, fence, claim).verify_slice(&token).is_ok(),
+        _ => false,
+    };
+    if !allowed {
+        return Denied(Denial::Unauthorized).into_response();
+    }
+    next.run(request).await
+}
+
+struct Denied(Denial);
+
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        let status = match &self.0 {
+            Denial::Unauthorized => StatusCode::UNAUTHORIZED,
+            Denial::Missing(_) => StatusCode::NOT_FOUND,
+            Denial::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Denial::Fault => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::CONFLICT,
+        };
+        (status, Json(self.0)).into_response()
+    }
+}
+
+impl From<StoreError> for Denied {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(error = &error as &dyn std::error::Error, "the store failed a job runner's request");
+        Self(Denial::Fault)
+    }
+}
+
+impl From<VerbError> for Denied {
+    fn from(error: VerbError) -> Self {
+        match error {
+            VerbError::NotFound => Self(Denial::Missing("the job".to_owned())),
+            VerbError::Refused { refusal, .. } => Self(Denial::Refused(refusal)),
+            VerbError::Store(error) => error.into(),
+        }
+    }
+}
+
+async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<JobView>, Denied> {
+    let record = gateway.held(job, fence, claim).await?;
+    let spec = gateway.stores.blobs.get(&record.spec_key).await?.ok_or_else(|| Denied(Denial::Missing("the spec".to_owned())))?;
+    let settings = &gateway.settings;
+    Ok(Json(JobView {
+        job: record,
+        spec: String::from_utf8_lossy(&spec).into_owned(),
+        policy: settings.policy.clone(),
+        launcher: settings.launcher.clone(),
+        allow_paths: settings.allow_paths,
+        ca_file: settings.ca_file.clone(),
+        cache: settings.cache.clone(),
+    }))
+}
+
+async fn beat(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<BeatAnswer>, Denied> {
+    let now = (gateway.clock)();
+    let until = now + crate::settings::LEASE;
+    let record = gateway.stores.jobs.apply(job, &Verb::Beat { claim, fence, until }, now).await?;
+    Ok(Json(BeatAnswer { cancel: record.cancel_at.is_some(), deadline: record.deadline }))
+}
+
+/// Answers at once when the job is cancelled or lost, or when the log begins to be watched; else after the long poll's time.
+async fn attention(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<Attention>, Denied> {
+    let mut signals = gateway.stores.signals.subscribe();
+    let was_watched = gateway.is_watched(job);
+    let until = tokio::time::Instant::now() + LONG_POLL;
+    loop {
+        let record = gateway.held(job, fence, claim).await?;
+        let cancel = record.cancel_at.is_some();
+        let watched = gateway.is_watched(job);
+        if cancel || watched != was_watched || tokio::time::Instant::now() >= until {
+            return Ok(Json(Attention { cancel, watched }));
+        }
+        loop {
+            match tokio::time::timeout_at(until, signals.recv()).await {
+                Err(_) | Ok(Err(tokio::sync::broadcast::error::RecvError::Lagged(_))) => break,
+                Ok(Err(_)) => return Err(Denied(Denial::Fault)),
+                Ok(Ok(Signal::Changed(id))) if id == job => break,
+                Ok(Ok(Signal::Watched(id))) if id == job => {
+                    gateway.note_watched(job);
+                    if !was_watched {
+                        break;
+                    }
+                }
+                Ok(Ok(_)) => {}
+            }
+        }
+    }
+}
+
+async fn advance(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<AdvanceRequest>) -> Result<StatusCode, Denied> {
+    let verb = Verb::Advance { claim, fence, to: body.to, facts: body.facts };
+    gateway.stores.jobs.apply(job, &verb, (gateway.clock)()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn log(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<LogRequest>) -> Result<StatusCode, Denied> {
+    match gateway.stores.jobs.append_log(job, claim, fence, &body.entries).await {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(AppendError::Closed) => Err(Denied(Denial::LogClosed)),
+        Err(AppendError::Gap { expected }) => Err(Denied(Denial::LogGap(expected))),
+        Err(AppendError::Store(error)) => Err(error.into()),
+    }
+}
+
+async fn artifact(AxumState(gateway): Shared, UrlPath((job, fence, claim, name)): UrlPath<(JobId, Fence, ClaimId, String)>, body: Bytes) -> Result<Json<Stored>, Denied> {
+    if !["diff", "transcript", "log", "manifest"].contains(&name.as_str()) {
+        return Err(Denied(Denial::Invalid(format!("`{name}` is not the name of an artifact"))));
+    }
+    gateway.held(job, fence, claim).await?;
+    let key = format!("jobs/{job}/{fence}/{name}");
+    let stored = Stored { key: key.clone(), sha256: hex(&Sha256::digest(&body)), bytes: body.len() as u64 };
+    match gateway.stores.blobs.put(&key, body).await {
+        Ok(()) => Ok(Json(stored)),
+        Err(PutBlobError::Conflict(_)) => Err(Denied(Denial::ArtifactConflict)),
+        Err(PutBlobError::Store(error)) => Err(error.into()),
+    }
+}
+
+async fn credential(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<SecretRequest>) -> Result<Json<Option<GitCredential>>, Denied> {
+    let record = gateway.held(job, fence, claim).await?;
+    let Some(name) = &record.request.git_credential_name else {
+        return Ok(Json(None));
+    };
+    if !gateway.once.allow(job, fence, "git", &body.nonce) {
+        return Err(Denied(Denial::HandedOut));
+    }
+    let missing = || Denied(Denial::Missing(format!("the credential `{name}`")));
+    let credential = gateway.stores.accounts.credential(record.owner, name).await?.ok_or_else(missing)?;
+    let owner = record.owner.to_string();
+    let value = gateway.stores.opener.open(SealContext { owner: &owner, kind: "credential", name }, &credential.value).await?;
+    gateway.stores.accounts.credential_used(record.owner, name, (gateway.clock)()).await?;
+    Ok(Json(Some(GitCredential {
+        name: credential.name,
+        provider: credential.provider,
+        credential_type: credential.credential_type,
+        hosts: credential.hosts,
+        known_hosts: credential.known_hosts,
+        value,
+    })))
+}
+
+async fn secret(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim, slot)): UrlPath<(JobId, Fence, ClaimId, String)>,
+    Json(body): Json<SecretRequest>,
+) -> Result<Json<SecretAnswer>, Denied> {
+    let record = gateway.held(job, fence, claim).await?;
+    if !gateway.once.allow(job, fence, &slot, &body.nonce) {
+        return Err(Denied(Denial::HandedOut));
+    }
+    // Slot <- the name that the job gives it, else the owner's own secret of that name, else the operator's.
+    let given = record.request.secrets.get(&slot);
+    let name = given.unwrap_or(&slot);
+    if let Some(secret) = gateway.stores.accounts.secret(record.owner, name).await? {
+        let owner = record.owner.to_string();
+        let value = gateway.stores.opener.open(SealContext { owner: &owner, kind: "secret", name }, &secret.value).await?;
+        gateway.stores.accounts.secret_used(record.owner, name, (gateway.clock)()).await?;
+        return Ok(Json(SecretAnswer { value: Some(value) }));
+    }
+    if given.is_some() {
+        return Err(Denied(Denial::Missing(format!("the secret `{name}`"))));
+    }
+    Ok(Json(SecretAnswer { value: gateway.settings.operator_secrets.get(&slot).cloned() }))
+}
+
+async fn release(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<ReleaseRequest>) -> Result<StatusCode, Denied> {
+    let now = (gateway.clock)();
+    let not_before = now + SignedDuration::from_secs(i64::from(body.not_before_seconds.min(3600)));
+    gateway.stores.jobs.apply(job, &Verb::Release { claim, fence, not_before, note: body.note }, now).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn finish(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<Finish>) -> Result<StatusCode, Denied> {
+    let prefix = format!("jobs/{job}/{fence}/");
+    if body.artifacts.iter().any(|artifact| !artifact.key.starts_with(&prefix)) {
+        return Err(Denied(Denial::Invalid("an artifact of another attempt can't be published".to_owned())));
+    }
+    gateway.stores.jobs.apply(job, &Verb::Finish { claim, fence, finish: Box::new(body) }, (gateway.clock)()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if text.len() % 2 != 0 || !text.is_ascii() {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}
+
+/// SHA-256, hexadecimal.
+#[must_use]
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}

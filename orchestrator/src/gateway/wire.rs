@@ -1,0 +1,138 @@
+//! What job runner and gateway say to each other: JSON over HTTP on a unix socket (embedded) or on TLS inside the cluster.
+
+use std::path::PathBuf;
+
+use ckrv_core::id::{ClaimId, Fence, JobId};
+use ckrv_core::job::{Facts, JobRecord, State};
+use ckrv_core::log::LogEntry;
+use ckrv_core::machine::Refusal;
+use ckrv_core::policy::Policy;
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::launch_choice::LauncherChoice;
+
+/// What a job runner finds in its folder (mode 0600) when it is started.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Task {
+    pub job: JobId,
+    pub fence: Fence,
+    pub claim: ClaimId,
+    /// The gateway's socket.
+    pub socket: PathBuf,
+    #[serde(serialize_with = "expose")]
+    pub token: SecretString,
+}
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Task").field("job", &self.job).field("fence", &self.fence).finish_non_exhaustive()
+    }
+}
+
+fn expose<S: serde::Serializer>(value: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(value.expose_secret())
+}
+
+/// Everything that a job runner needs to know to begin.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobView {
+    pub job: JobRecord,
+    pub spec: String,
+    pub policy: Policy,
+    pub launcher: LauncherChoice,
+    /// Repositories by path: the embedded default only.
+    pub allow_paths: bool,
+    pub ca_file: Option<PathBuf>,
+    /// Where compiled adapters are cached.
+    pub cache: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BeatAnswer {
+    pub cancel: bool,
+    pub deadline: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdvanceRequest {
+    pub to: State,
+    pub facts: Facts,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogRequest {
+    pub entries: Vec<LogEntry>,
+}
+
+/// The answer to a long poll: what the job runner should know at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attention {
+    pub cancel: bool,
+    /// Somebody follows the log now.
+    pub watched: bool,
+}
+
+/// Asks for a secret of one slot, or for the git credential. The nonce makes a repeated question the same question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SecretRequest {
+    pub nonce: String,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub struct SecretAnswer {
+    #[serde(serialize_with = "expose_option")]
+    pub value: Option<SecretString>,
+}
+
+impl std::fmt::Debug for SecretAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretAnswer").field("present", &self.value.is_some()).finish()
+    }
+}
+
+fn expose_option<S: serde::Serializer>(value: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_some(value.expose_secret()),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReleaseRequest {
+    pub not_before_seconds: u32,
+    pub note: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stored {
+    pub key: String,
+    pub sha256: String,
+    pub bytes: u64,
+}
+
+/// Why the gateway said no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
+pub enum Denial {
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("the log is closed for this attempt")]
+    LogClosed,
+    #[error("the log goes on at entry {0}")]
+    LogGap(u64),
+    #[error("there is other content under this name already")]
+    ArtifactConflict,
+    #[error("this secret was handed out already")]
+    HandedOut,
+    #[error("{0}")]
+    Missing(String),
+    #[error("the token is not valid for this job and attempt")]
+    Unauthorized,
+    #[error("the request is not valid: {0}")]
+    Invalid(String),
+    /// Worth trying again.
+    #[error("the service has a fault; try again")]
+    Fault,
+}

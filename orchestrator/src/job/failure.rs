@@ -1,0 +1,95 @@
+//! Everything that can end a job before its result is published, and what its owner is told.
+
+use ckrv_core::job::{Outcome, OutcomeClass};
+use ckrv_core::policy::Denied;
+
+use crate::adapter::AdapterError;
+use crate::gateway::GatewayError;
+use crate::git::{CloneError, GitError, ResultError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The job ends with this outcome.
+    #[error("{}", .0.message)]
+    Ends(Outcome),
+    /// Our fault, or the machine's: another attempt may go well.
+    #[error("{0}")]
+    Infrastructure(String),
+    /// This attempt has nothing more to say.
+    #[error("the attempt was taken over")]
+    Lost,
+}
+
+impl Failure {
+    pub fn ends(class: OutcomeClass, message: impl Into<String>) -> Self {
+        Self::Ends(Outcome::new(class, message))
+    }
+
+    pub fn infrastructure(what: &str, error: &dyn std::error::Error) -> Self {
+        let mut text = format!("{what}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self::Infrastructure(text)
+    }
+}
+
+impl From<GatewayError> for Failure {
+    fn from(error: GatewayError) -> Self {
+        if error.is_lost() {
+            return Self::Lost;
+        }
+        match error {
+            GatewayError::Denied(crate::gateway::Denial::Missing(what)) => {
+                Self::Ends(Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more")).hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`"))
+            }
+            error => Self::infrastructure("the gateway", &error),
+        }
+    }
+}
+
+impl From<CloneError> for Failure {
+    fn from(error: CloneError) -> Self {
+        match error {
+            CloneError::Git(error) => error.into(),
+            error => {
+                let hint = error.hint();
+                Self::Ends(Outcome::new(OutcomeClass::Repository, error.to_string()).hint(hint))
+            }
+        }
+    }
+}
+
+impl From<GitError> for Failure {
+    fn from(error: GitError) -> Self {
+        Self::infrastructure("git", &error)
+    }
+}
+
+impl From<ResultError> for Failure {
+    fn from(error: ResultError) -> Self {
+        match &error {
+            ResultError::Secret { .. } => Self::Ends(
+                Outcome::new(OutcomeClass::SecretInResult, error.to_string()).hint("nothing was published; keep secrets out of the tree, and change the secret if it may have been seen"),
+            ),
+            ResultError::TooLarge { .. } => Self::Ends(Outcome::new(OutcomeClass::Result, error.to_string()).hint("let the agent clean up what it built, or add it to .gitignore")),
+            ResultError::Archive(_) => Self::infrastructure("the result", &error),
+            ResultError::Git(_) => Self::infrastructure("git", &error),
+        }
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        let hint = denied.hint.clone();
+        Self::Ends(Outcome::new(OutcomeClass::Policy, denied.to_string()).hint(hint))
+    }
+}
+
+impl From<AdapterError> for Failure {
+    fn from(error: AdapterError) -> Self {
+        Self::Ends(Outcome::new(OutcomeClass::Adapter, format!("the agent's adapter failed: {error}")).hint("this is for the adapter's author; try another agent, or tell the service's operator"))
+    }
+}

@@ -1,0 +1,229 @@
+//! The job runner: one process for one attempt of one job. Prepare, plan, execute, verify, publish; whatever happens, it ends with one
+//! report to the gateway, or with none if somebody else took over.
+
+mod execute;
+mod failure;
+mod log;
+mod plan;
+mod prepare;
+mod publish;
+mod sandbox;
+mod stop;
+mod verify;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ckrv_core::job::{Artifact, Facts, Outcome, OutcomeClass, State};
+use ckrv_core::machine::{self, Finish};
+use ckrv_core::spec::Spec;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::gateway::{Gateway, JobView, Task};
+use failure::Failure;
+use log::JobLog;
+use sandbox::Sandboxes;
+use stop::{StopReason, Stopper};
+
+/// How long the report of an attempt may take once its work is done, with a gateway that is there.
+const REPORT_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    #[error("{context}")]
+    Io { context: String, #[source] source: std::io::Error },
+    #[error("the task can't be read")]
+    Task(#[source] serde_json::Error),
+    #[error("the gateway's client can't be built")]
+    Client(#[source] reqwest::Error),
+}
+
+/// What every phase works with.
+struct Context {
+    gateway: Gateway,
+    log: JobLog,
+    view: JobView,
+    spec: Spec,
+    /// The attempt's own folder.
+    dir: PathBuf,
+    /// Private, with a short path: for sockets.
+    sockets: tempfile::TempDir,
+    sandboxes: Sandboxes,
+    /// The program that git calls for a password: `ckrv` itself.
+    program: PathBuf,
+    /// The static shim that goes into containers.
+    shim: &'static [u8],
+    /// What the gateway gave out already: it does so once.
+    secrets: tokio::sync::Mutex<BTreeMap<String, Option<SecretString>>>,
+}
+
+impl Context {
+    /// The secret of a slot, if there is one.
+    async fn secret(&self, slot: &str) -> Result<Option<SecretString>, Failure> {
+        let mut secrets = self.secrets.lock().await;
+        if let Some(known) = secrets.get(slot) {
+            return Ok(known.clone());
+        }
+        let secret = self.gateway.secret(slot).await?;
+        secrets.insert(slot.to_owned(), secret.clone());
+        Ok(secret)
+    }
+}
+
+/// Runs the attempt whose folder this is. Returns when it has reported, or when there is nothing to report.
+///
+/// # Errors
+/// When not even the gateway could be told.
+pub async fn run(dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
+    let io = |context: String| move |source| RunnerError::Io { context, source };
+    // Of its own session: a terminal's ctrl-C or hang-up is meant for the server, not for the jobs.
+    let _ = nix::unistd::setsid();
+    let path = dir.join(crate::dispatch::TASK);
+    let text = zeroize::Zeroizing::new(std::fs::read(&path).map_err(io(format!("can't read {}", path.display())))?);
+    let task: Task = serde_json::from_slice(&text).map_err(RunnerError::Task)?;
+    // The token is not needed there any more.
+    std::fs::remove_file(&path).map_err(io(format!("can't remove {}", path.display())))?;
+    let gateway = Gateway::new(&task).map_err(RunnerError::Client)?;
+    let log = JobLog::new(task.fence, &dir.join("log.ndjson")).map_err(io("can't make the log".to_owned()))?;
+    log.hide(task.token.expose_secret());
+    let view = match gateway.job().await {
+        Ok(view) => view,
+        Err(error) => {
+            tracing::info!(%error, "the attempt is over before it began");
+            return Ok(());
+        }
+    };
+    let sockets = tempfile::Builder::new().prefix("ckrv-").tempdir().map_err(io("can't make a temporary folder".to_owned()))?;
+    let shipping = tokio::spawn(log.clone().ship(gateway.clone()));
+    let stopper = Stopper::start(&gateway, &log, view.job.deadline);
+    let program = std::env::current_exe().map_err(io("can't find this program".to_owned()))?;
+    attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim }, &stopper).await;
+    shipping.abort();
+    Ok(())
+}
+
+struct Parts {
+    gateway: Gateway,
+    log: JobLog,
+    view: JobView,
+    dir: PathBuf,
+    sockets: tempfile::TempDir,
+    program: PathBuf,
+    shim: &'static [u8],
+}
+
+/// What an attempt came to.
+struct Ended {
+    outcome: Outcome,
+    facts: Facts,
+    artifacts: Vec<Artifact>,
+}
+
+async fn attempt(parts: Parts, stopper: &Stopper) {
+    let Parts { gateway, log, view, dir, sockets, program, shim } = parts;
+    announce(&log, &view);
+    let sandboxes = Sandboxes::default();
+    let mut facts = Facts::default();
+    let spec = match Spec::parse(&view.spec, view.job.request.spec_name.as_deref()) {
+        Ok(spec) => spec,
+        Err(error) => {
+            let outcome = Outcome::new(OutcomeClass::Policy, format!("the spec can't be used: {error}"));
+            return report(&gateway, &log, Ended { outcome, facts, artifacts: Vec::new() }, stopper).await;
+        }
+    };
+    let job = view.job.clone();
+    let context = Context { gateway: gateway.clone(), log: log.clone(), view, spec, dir, sockets, sandboxes: sandboxes.clone(), program, shim, secrets: tokio::sync::Mutex::default() };
+    let ended = tokio::select! {
+        biased;
+        reason = stopper.stopped() => Err(reason),
+        ended = phases(&context, &mut facts) => Ok(ended),
+    };
+    // Nothing of an agent outlives this line, whatever the reason.
+    sandboxes.stop_all().await;
+    let outcome = match ended {
+        Ok(Ok(artifacts)) => {
+            let verified = facts.verification;
+            let stat = facts.diff_stat.unwrap_or_default();
+            let ended = Ended { outcome: publish::summary(&stat, verified), facts, artifacts };
+            return report(&gateway, &log, ended, stopper).await;
+        }
+        Ok(Err(Failure::Lost)) | Err(StopReason::Lost) => {
+            tracing::info!("somebody else took over");
+            return;
+        }
+        Ok(Err(Failure::Infrastructure(note))) => {
+            log.error("ckrv", format!("this attempt failed for a reason that is not yours: {note}"));
+            log.flush().await;
+            match gateway.release(1, &note).await {
+                Ok(()) => return,
+                Err(error) if error.is_lost() => return,
+                // No attempts left, cancelled or past the deadline: then this is the end.
+                Err(_) => Outcome::new(OutcomeClass::Infrastructure, note).hint("this did not count against your quota; try `ckrv retry`"),
+            }
+        }
+        Ok(Err(Failure::Ends(outcome))) => outcome,
+        Err(StopReason::Cancelled) => machine::cancelled(),
+        Err(StopReason::Deadline) => machine::timed_out(&job),
+    };
+    let artifacts = publish::story(&context, &facts).await;
+    report(&gateway, &log, Ended { outcome, facts, artifacts }, stopper).await;
+}
+
+fn announce(log: &JobLog, view: &JobView) {
+    let job = &view.job;
+    if let Some(fault) = &job.last_fault {
+        log.warn("ckrv", format!("attempt {}: the one before it ended, {fault}", job.attempt));
+    }
+    log.info("ckrv", format!("job {} runs `{}` by the {} launcher", job.id, job.request.agent, view.launcher.name()));
+}
+
+/// The way of a job, in its order.
+async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, Failure> {
+    let prepared = prepare::prepare(context, facts).await?;
+    context.gateway.advance(State::Planning, facts).await?;
+    let mut agent = plan::load(context, &prepared).await?;
+    let mut repairs = 0;
+    let mut feedback = None;
+    loop {
+        let planned = plan::plan(context, &mut agent, feedback.take()).await?;
+        context.gateway.advance(State::Executing, facts).await?;
+        let head = execute::execute(context, &prepared, &mut agent, &planned, facts).await?;
+        facts.head_sha = Some(head.clone());
+        context.gateway.advance(State::Verifying, facts).await?;
+        match verify::verify(context, &prepared, &mut agent, &head, repairs, facts).await? {
+            verify::Verified::Done => break,
+            verify::Verified::Repair(output) => {
+                repairs += 1;
+                feedback = Some(output);
+                context.gateway.advance(State::Planning, facts).await?;
+            }
+        }
+    }
+    context.gateway.advance(State::Publishing, facts).await?;
+    publish::publish(context, &prepared, facts).await
+}
+
+async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, stopper: &Stopper) {
+    let succeeded = ended.outcome.class == OutcomeClass::Success;
+    let line = format!("{}: {}", ended.outcome.class.state(), ended.outcome.message);
+    if succeeded { log.info("ckrv", &line) } else { log.error("ckrv", &line) }
+    let log_end = log.flush().await;
+    let mut finish = Finish { outcome: ended.outcome, facts: ended.facts, artifacts: ended.artifacts, log_end };
+    let told = tokio::time::timeout(REPORT_PATIENCE, gateway.finish(&finish)).await;
+    let Ok(Err(error)) = told else { return };
+    if error.is_lost() || !succeeded {
+        tracing::warn!(%error, "the end was refused");
+        return;
+    }
+    // A cancel or the deadline came between the last phase and this report.
+    let reason = tokio::time::timeout(Duration::from_secs(2), stopper.stopped()).await;
+    finish.outcome = match reason {
+        Ok(StopReason::Cancelled) => machine::cancelled(),
+        Ok(StopReason::Lost) => return,
+        _ => Outcome::new(OutcomeClass::Timeout, "the job was terminated at its time limit; partial results are not kept").hint("give it longer with `--timeout`"),
+    };
+    if let Err(error) = gateway.finish(&finish).await {
+        tracing::warn!(%error, "the end was refused");
+    }
+}

@@ -1,0 +1,94 @@
+//! Prepare: clone, pin the base commit, name the feature branch.
+
+use std::net::IpAddr;
+
+use ckrv_core::job::{Facts, Outcome, OutcomeClass};
+use ckrv_core::policy::is_private_name;
+use secrecy::ExposeSecret;
+
+use super::Context;
+use super::failure::Failure;
+use crate::git::{Access, CloneError, CloneRequest, Git, clone_base, host_of};
+
+/// The job's own repository, with the commit that it starts from.
+pub struct Prepared {
+    pub git: Git,
+    pub base: String,
+    pub branch: String,
+}
+
+/// Tries for a repository that can't be reached.
+const TRIES: u32 = 3;
+
+pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, Failure> {
+    let request = &context.view.job.request;
+    let credential = context.gateway.credential().await?;
+    if let Some(credential) = &credential {
+        context.log.hide(credential.value.expose_secret());
+    }
+    let git = Git::new(context.dir.join("repo.git"), context.view.allow_paths, context.view.ca_file.clone());
+    let host = host_of(&request.git_repo_url);
+    if let Some((host, _)) = &host {
+        check_host(context, host).await?;
+    }
+    let access = match &host {
+        Some((host, is_ssh)) => Access::prepare(*is_ssh, host, credential.as_ref(), context.sockets.path(), &context.program).await.map_err(CloneError::from)?,
+        None => Access::default(),
+    };
+    let wanted = CloneRequest { url: request.git_repo_url.clone(), base: request.git_base_branch.clone() };
+    let mut tries = 1;
+    let base = loop {
+        match clone_base(&git, &access, &wanted).await {
+            Ok(base) => break base,
+            Err(error) if error.is_passing() && tries < TRIES => {
+                context.log.warn("git", format!("{error}; trying again"));
+                tokio::time::sleep(std::time::Duration::from_secs(2 * u64::from(tries))).await;
+                tries += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    drop(access);
+    let branch = format!("ckrv/{}-{}", context.spec.id, context.view.job.id.short());
+    context.log.info("git", format!("starts from {} of `{}`; the feature branch is {branch}", &base.sha[..base.sha.len().min(12)], request.git_base_branch));
+    facts.base_sha = Some(base.sha.clone());
+    facts.feature_branch = Some(branch.clone());
+    Ok(Prepared { git, base: base.sha, branch })
+}
+
+/// A repository's host must not lead into the operator's own network, unless policy allows that.
+async fn check_host(context: &Context, host: &str) -> Result<(), Failure> {
+    if context.view.policy.private_git_hosts {
+        return Ok(());
+    }
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let refuse = || {
+        Failure::Ends(
+            Outcome::new(OutcomeClass::Policy, format!("the repository's host {name} has a private address, which this service does not reach"))
+                .hint("the service's operator can allow it: `private_git_hosts = true` of the policy"),
+        )
+    };
+    if is_private_name(name) {
+        return Err(refuse());
+    }
+    match tokio::net::lookup_host((name, 443)).await {
+        Ok(addresses) => {
+            if addresses.map(|address| address.ip()).any(|ip| is_private(&ip)) {
+                return Err(refuse());
+            }
+        }
+        // Git will say it better.
+        Err(error) => tracing::debug!(%error, "the repository's host was not found"),
+    }
+    Ok(())
+}
+
+fn is_private(ip: &IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let [a, b, ..] = ip.octets();
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || (a == 100 && (64..128).contains(&b)) || a == 0 || a >= 240
+        }
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unique_local() || ip.is_unicast_link_local(),
+    }
+}

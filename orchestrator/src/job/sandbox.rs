@@ -1,0 +1,167 @@
+//! One launched shim with its session, and the list of all of them, so that nothing of an agent outlives the attempt.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use ckrv_core::job::{Outcome, OutcomeClass};
+use ckrv_core::plan::Resources;
+use ckrv_shim::protocol::ShimPaths;
+
+use super::Context;
+use super::failure::Failure;
+use crate::git::{CheckoutOptions, Git, write_checkout};
+use crate::launch::proxy::ProxyClient;
+use crate::launch::{
+    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig, ProcessLauncher, PullPolicy, SessionConfig, SessionError, ShimSession,
+};
+use crate::launch_choice::LauncherChoice;
+
+/// A label by which what a dead job runner left is found again.
+pub const JOB_LABEL: &str = "dev.ckrv.job";
+/// What a checkout may hold.
+const CHECKOUT: CollectLimits = CollectLimits { max_entries: 2_000_000, max_bytes: 16 << 30 };
+
+/// Everything that was launched in this attempt.
+#[derive(Clone, Default)]
+pub struct Sandboxes(Arc<Mutex<Vec<Arc<dyn Instance>>>>);
+
+impl Sandboxes {
+    fn add(&self, instance: Arc<dyn Instance>) {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(instance);
+    }
+
+    /// Ends and removes all of them.
+    pub async fn stop_all(&self) {
+        let all = std::mem::take(&mut *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        for instance in all {
+            instance.stop().await;
+        }
+    }
+}
+
+/// A place in which commands run on a checkout.
+pub struct Sandbox {
+    pub session: ShimSession,
+    pub paths: ShimPaths,
+    instance: Arc<dyn Instance>,
+}
+
+/// What is put in, and where.
+pub struct Place<'a> {
+    /// `plan1`, `verify1`: part of the container's name.
+    pub name: String,
+    pub image: &'a str,
+    pub resources: Resources,
+}
+
+impl Sandbox {
+    /// Launches a shim and gives it the checkout of `commit`, on a fresh branch of that name.
+    pub async fn open(context: &Context, git: &Git, commit: &str, branch: &str, place: Place<'_>) -> Result<Self, Failure> {
+        let tar = checkout_file(context, git, commit, branch).await?;
+        let launcher = launcher(context).await?;
+        let job = &context.view.job;
+        let spec = LaunchSpec {
+            name: format!("ckrv-{}-{}-{}", job.id.short(), job.fence, place.name),
+            image: place.image.to_owned(),
+            labels: BTreeMap::from([(JOB_LABEL.to_owned(), job.id.to_string())]),
+            resources: place.resources,
+            run_dir: context.dir.clone(),
+        };
+        let launched = launcher.launch(&spec).await.map_err(|error| launch_failure(&error))?;
+        context.sandboxes.add(Arc::clone(&launched.instance));
+        let proxy = ProxyClient::new().map_err(|error| Failure::infrastructure("the proxy", &error))?;
+        let (paths, instance) = (launched.paths, launched.instance);
+        let connected = ShimSession::connect(launched.read, launched.write, SessionConfig::default(), proxy).await;
+        let session = match connected {
+            Ok(session) => session,
+            Err(error) => return Err(lost(&error, instance.as_ref()).await),
+        };
+        let mut sandbox = Self { session, paths, instance };
+        let file = tokio::fs::File::open(&tar).await.map_err(|error| Failure::infrastructure("the checkout", &error))?;
+        let prepared = sandbox.session.prepare(sandbox.paths.clone(), file, CHECKOUT).await;
+        let _ = std::fs::remove_file(&tar);
+        match prepared {
+            Ok((entries, bytes)) => tracing::debug!(entries, bytes, "the checkout is in place"),
+            Err(error) => return Err(sandbox.failure(error).await),
+        }
+        Ok(sandbox)
+    }
+
+    /// What a session's error means for the job.
+    pub async fn failure(&self, error: SessionError) -> Failure {
+        match error {
+            SessionError::Failed(message) => Failure::ends(OutcomeClass::Result, message),
+            SessionError::Protocol(message) => Failure::ends(OutcomeClass::Result, format!("what came back from the agent's container is not valid: {message}")),
+            error @ SessionError::Local(_) => Failure::infrastructure("the agent's container", &error),
+            error @ SessionError::Lost(_) => lost(&error, self.instance.as_ref()).await,
+        }
+    }
+
+    /// A text of the plan with its workspace where this launcher has it.
+    pub fn placed(&self, text: &str) -> String {
+        if self.paths.workspace == super::plan::WORKSPACE { text.to_owned() } else { text.replace(super::plan::WORKSPACE, &self.paths.workspace) }
+    }
+
+    pub async fn close(self) {
+        self.session.bye().await;
+        self.instance.stop().await;
+    }
+}
+
+/// A shim that went away: out of memory is the job's, everything else is ours.
+async fn lost(error: &SessionError, instance: &dyn Instance) -> Failure {
+    let ended = instance.stop().await;
+    if ended.oom_killed {
+        return Failure::Ends(out_of_memory());
+    }
+    let said = if ended.said.is_empty() { String::new() } else { format!(" ({})", ended.said) };
+    Failure::Infrastructure(format!("{error}{said}"))
+}
+
+pub fn out_of_memory() -> Outcome {
+    Outcome::new(OutcomeClass::OutOfMemory, "the agent's container ran out of memory").hint("split the work, or ask the service's operator for a higher `max_resources.memory_mib`")
+}
+
+fn launch_failure(error: &LaunchError) -> Failure {
+    match error {
+        LaunchError::ImageNotFound { .. } | LaunchError::ImagePull { .. } => {
+            Failure::Ends(Outcome::new(OutcomeClass::Policy, error.to_string()).hint(error.hint()))
+        }
+        error => Failure::infrastructure("the launcher", error),
+    }
+}
+
+async fn launcher(context: &Context) -> Result<Box<dyn Launcher>, Failure> {
+    match &context.view.launcher {
+        LauncherChoice::Container { engine } => {
+            let engine = Engine::connect(engine).await.map_err(|error| launch_failure(&error))?;
+            let mut config = ContainerConfig::new(Bytes::from_static(context.shim));
+            config.pull = PullPolicy::Never;
+            Ok(Box::new(ContainerLauncher::new(engine, config)))
+        }
+        LauncherChoice::Process { path, shim } => {
+            let program = shim.clone().unwrap_or_else(|| context.program.clone());
+            let shim = vec![program.into_os_string(), "internal".into(), "shim".into()];
+            Ok(Box::new(ProcessLauncher::new(ProcessConfig { shim, path: path.into() })))
+        }
+    }
+}
+
+async fn checkout_file(context: &Context, git: &Git, commit: &str, branch: &str) -> Result<std::path::PathBuf, Failure> {
+    let path = context.dir.join("checkout.tar");
+    let file = create(&path).map_err(|error| Failure::infrastructure("the checkout", &error))?;
+    let options = CheckoutOptions { commit: commit.to_owned(), branch: Some(branch.to_owned()) };
+    let (writer, refused) = write_checkout(git, &options, std::io::BufWriter::new(file)).await?;
+    writer.into_inner().map_err(|error| Failure::infrastructure("the checkout", error.error()))?;
+    for path in refused {
+        context.log.warn("git", format!("left out of the checkout: {path}"));
+    }
+    Ok(path)
+}
+
+fn create(path: &Path) -> std::io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
