@@ -282,7 +282,7 @@ fn apply_end(
         EndReason::Unclaimed => Outcome::new(OutcomeClass::NoWorker, "no worker took the job within 24 hours")
             .hint("this did not count against your quota; ask the service's operator whether workers are running"),
     };
-    let refund = outcome.class.is_infrastructure() || (reason == EndReason::Cancelled && job.attempt == 0);
+    let refund = outcome.class.is_infrastructure() || (reason == EndReason::Cancelled && job.state == State::Queued);
     let facts = Facts { usage: job.facts.usage.clone(), base_sha: job.facts.base_sha.clone(), ..Facts::default() };
     let mut change = ended(job, outcome, facts, Vec::new(), log_end, now, "end");
     change.refund = refund;
@@ -329,7 +329,7 @@ fn apply_cancel(job: &JobRecord, now: Timestamp) -> Result<Change, Refusal> {
         // Nobody works on it: the job ends here, and what was never begun is not counted.
         let log_end = job.log_end.unwrap_or(Cursor { fence: job.fence, seq: 0 });
         let mut change = ended(job, cancelled(), Facts::default(), Vec::new(), log_end, now, "cancel");
-        change.job.cancel_at = Some(now);
+        change.job.cancel_at.get_or_insert(now);
         change.refund = true;
         return Ok(change);
     }
