@@ -48,5 +48,6 @@ pub fn ckrv() -> Result<PathBuf> {
 }
 
 fn variable(name: &str) -> Result<String> {
-    std::env::var(name).with_context(|| format!("{name} is not set: run `cargo xtask test`, or `cargo xtask test --fast` without the bench"))
+    std::env::var(name)
+        .with_context(|| format!("{name} is not set: run `cargo xtask test`, or `cargo xtask test --fast` without the bench"))
 }

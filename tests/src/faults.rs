@@ -81,7 +81,9 @@ async fn connection(client: TcpStream, upstream: SocketAddr, budget: usize, stat
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let left = AtomicUsize::new(budget);
-    let both = async { tokio::join!(pump(&mut from_client, &mut to_server, &left, &state), pump(&mut from_server, &mut to_client, &left, &state)) };
+    let both = async {
+        tokio::join!(pump(&mut from_client, &mut to_server, &left, &state), pump(&mut from_server, &mut to_client, &left, &state))
+    };
     // The first direction that runs out of bytes takes the other down with it, as a broken line would.
     let cut = async {
         while left.load(Ordering::Relaxed) > 0 || state.healed.load(Ordering::Relaxed) {

@@ -46,7 +46,8 @@ struct Door {
 impl GitHttp {
     pub async fn start(root: PathBuf, rules: Rules, authority: Option<&Authority>) -> Result<Self> {
         let door = Arc::new(Door { root, rules, offers: Mutex::new(Vec::new()) });
-        let router = Router::new().fallback(answer).layer(axum::extract::DefaultBodyLimit::max(64 << 20)).with_state(Arc::clone(&door));
+        let router =
+            Router::new().fallback(answer).layer(axum::extract::DefaultBodyLimit::max(64 << 20)).with_state(Arc::clone(&door));
         Ok(Self { http: Http::start(router, authority).await?, door })
     }
 
@@ -97,8 +98,15 @@ async fn backend(door: &Door, user: &str, method: &Method, uri: &Uri, headers: &
     let mut command = Command::new("git");
     command.arg("http-backend").env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
-    command.env("GIT_PROJECT_ROOT", &door.root).env("GIT_HTTP_EXPORT_ALL", "1").env("REMOTE_USER", user).env("REMOTE_ADDR", "127.0.0.1");
-    command.env("REQUEST_METHOD", method.as_str()).env("PATH_INFO", uri.path()).env("QUERY_STRING", uri.query().unwrap_or_default());
+    command
+        .env("GIT_PROJECT_ROOT", &door.root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("REMOTE_USER", user)
+        .env("REMOTE_ADDR", "127.0.0.1");
+    command
+        .env("REQUEST_METHOD", method.as_str())
+        .env("PATH_INFO", uri.path())
+        .env("QUERY_STRING", uri.query().unwrap_or_default());
     command.env("CONTENT_TYPE", text("content-type")).env("CONTENT_LENGTH", body.len().to_string());
     command.env("HTTP_CONTENT_ENCODING", text("content-encoding")).env("GIT_PROTOCOL", text("git-protocol"));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);

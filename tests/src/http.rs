@@ -49,7 +49,8 @@ impl Authority {
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(names.collect::<Vec<_>>())?.signed_by(&key, &self.issuer)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_no_client_auth();
+        let config =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_no_client_auth();
         let chain = vec![CertificateDer::from(certificate)];
         Ok(TlsAcceptor::from(Arc::new(config.with_single_cert(chain, PrivatePkcs8KeyDer::from(key.serialize_der()).into())?)))
     }
@@ -118,5 +119,9 @@ impl Listener for Tls {
 pub fn client() -> Result<reqwest::Client> {
     // An error says that it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    Ok(reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(Duration::from_secs(30)).no_proxy().build()?)
+    Ok(reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(30))
+        .no_proxy()
+        .build()?)
 }

@@ -175,7 +175,10 @@ impl Stream {
     /// Times are fixed, a minute apart: the same files give the same commit ids.
     fn commit(&mut self, message: &str) {
         let time = 1_700_000_000 + self.commits * 60;
-        let head = format!("commit refs/heads/main\ncommitter Test <test@example.com> {time} +0000\ndata {}\n{message}\n", message.len());
+        let head = format!(
+            "commit refs/heads/main\ncommitter Test <test@example.com> {time} +0000\ndata {}\n{message}\n",
+            message.len()
+        );
         self.bytes.extend_from_slice(head.as_bytes());
         self.commits += 1;
     }
@@ -204,6 +207,7 @@ impl Stream {
 /// As C would write it, which fast-import reads.
 fn quoted(path: &[u8]) -> String {
     let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\' || byte == b' ';
-    let escaped: String = path.iter().map(|&byte| if plain(byte) { char::from(byte).to_string() } else { format!("\\{byte:03o}") }).collect();
+    let escaped: String =
+        path.iter().map(|&byte| if plain(byte) { char::from(byte).to_string() } else { format!("\\{byte:03o}") }).collect();
     format!("\"{escaped}\"")
 }

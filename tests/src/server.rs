@@ -146,7 +146,8 @@ impl Server {
     /// A device login without the CLI: through the API, and its owner's hand on the activation page.
     pub async fn login(&self) -> Result<Tokens> {
         let device = self.post("/v1/auth/device", &json!({"client_id": "ckrv-cli"})).await?;
-        let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {value}"));
+        let text =
+            |value: &Value, name: &str| value[name].as_str().map(str::to_owned).with_context(|| format!("no {name} in {value}"));
         self.activate(&text(&device, "verification_uri")?, &text(&device, "user_code")?).await?;
         let grant = "urn:ietf:params:oauth:grant-type:device_code";
         let ask = json!({"client_id": "ckrv-cli", "device_code": text(&device, "device_code")?, "grant_type": grant});
@@ -155,7 +156,8 @@ impl Server {
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        let request = client()?.post(format!("{}{path}", self.url)).header("content-type", "application/json").body(body.to_string());
+        let request =
+            client()?.post(format!("{}{path}", self.url)).header("content-type", "application/json").body(body.to_string());
         let response = request.send().await?;
         let (status, text) = (response.status(), response.text().await?);
         if !status.is_success() {

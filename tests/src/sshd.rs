@@ -117,7 +117,14 @@ async fn listen(folder: &Path, port: u16) -> Result<Option<Child>> {
     let log = std::fs::File::create(folder.join("log"))?;
     // It starts itself again for each connection, and so insists on an absolute path.
     let mut sshd = Command::new(sshd_path()?);
-    sshd.arg("-D").arg("-e").arg("-f").arg(folder.join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+    sshd.arg("-D")
+        .arg("-e")
+        .arg("-f")
+        .arg(folder.join("config"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
     let mut child = sshd.spawn().context("can't start sshd")?;
     let up = wait_until("sshd listens", PATIENCE, async || {
         if child.try_wait().ok().flatten().is_some() {

@@ -35,7 +35,11 @@ pub struct Ran {
 impl Ran {
     /// Its trimmed stdout, if it succeeded.
     pub fn ok(self) -> Result<String> {
-        if self.code == 0 { Ok(self.stdout.trim_end().to_owned()) } else { bail!("exit code {}\n{}\n{}", self.code, self.stdout, self.stderr) }
+        if self.code == 0 {
+            Ok(self.stdout.trim_end().to_owned())
+        } else {
+            bail!("exit code {}\n{}\n{}", self.code, self.stdout, self.stderr)
+        }
     }
 
     /// Its stdout as JSON, whatever the exit code.

@@ -113,9 +113,8 @@ fn job(home: &Home, project: &Path) -> Result<()> {
     home.show("ckrv", &["logs", "--follow", "@last"], project)?;
     home.show("ckrv", &["status", "@last"], project)?;
     home.show("ckrv", &["pull", "@last"], project)?;
-    // New files too: git shows those only once it has been told of them.
-    steps::run(&mut home.command("git", &["add", "--intent-to-add", "."], project))?;
-    let stat = home.show_text("git", &["--no-pager", "diff", "--stat", "HEAD"], project)?;
+    // A pull stages what it has merged.
+    let stat = home.show_text("git", &["--no-pager", "diff", "--cached", "--stat"], project)?;
     for file in ["GREETING.md", "README.md"] {
         if !stat.contains(file) {
             bail!("the pulled diff should change {file}");

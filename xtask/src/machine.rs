@@ -55,7 +55,8 @@ impl Home {
     /// The same, and returns its stdout too.
     pub fn show_text(&self, program: &str, args: &[&str], folder: &Path) -> Result<String> {
         typed(program, args);
-        let text = steps::text(self.command(program, args, folder).stderr(Stdio::inherit()))?;
+        let text = steps::output(self.command(program, args, folder).stderr(Stdio::inherit()))?;
+        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
         say(&text);
         Ok(text)
     }

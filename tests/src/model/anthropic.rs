@@ -43,7 +43,9 @@ fn blocks(script: &Script, request: &Value) -> Vec<Value> {
 
 /// How many turns with calls the conversation has had.
 fn turn(request: &Value) -> usize {
-    let called = |message: &&Value| message["content"].as_array().is_some_and(|blocks| blocks.iter().any(|block| block["type"] == "tool_use"));
+    let called = |message: &&Value| {
+        message["content"].as_array().is_some_and(|blocks| blocks.iter().any(|block| block["type"] == "tool_use"))
+    };
     request["messages"].as_array().into_iter().flatten().filter(called).count()
 }
 

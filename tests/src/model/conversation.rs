@@ -5,8 +5,13 @@ use serde_json::{Value, json};
 use super::script::Call;
 
 /// What an agent writes before the path of its workspace, and how far behind it the path may begin.
-const MARKERS: [(&str, usize); 5] =
-    [("working directory", 40), ("<cwd>", 1), ("current directory", 20), ("workspace directories", 60), ("working in the directory", 20)];
+const MARKERS: [(&str, usize); 5] = [
+    ("working directory", 40),
+    ("<cwd>", 1),
+    ("current directory", 20),
+    ("workspace directories", 60),
+    ("working in the directory", 20),
+];
 
 /// The agent's workspace, as its prompt names it.
 pub fn workspace(request: &Value) -> Option<String> {
@@ -64,7 +69,10 @@ mod tests {
     #[test]
     fn a_call_takes_the_agents_words() {
         let write = Call::Write { path: "a".into(), content: "b".into() };
-        assert_eq!(tool(&write, &["Bash", "Write"], Some("/w")).unwrap(), ("Write".into(), json!({"file_path": "/w/a", "content": "b"})));
+        assert_eq!(
+            tool(&write, &["Bash", "Write"], Some("/w")).unwrap(),
+            ("Write".into(), json!({"file_path": "/w/a", "content": "b"}))
+        );
         assert_eq!(tool(&Call::Shell { command: "x".into() }, &["write_file"], None), None);
     }
 }

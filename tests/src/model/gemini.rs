@@ -33,7 +33,8 @@ fn parts(script: &Script, request: &Value) -> Vec<Value> {
     if let Some(schema) = schema {
         return vec![json!({"text": shaped(schema).to_string()})];
     }
-    let declared = request["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["functionDeclarations"].as_array()).flatten();
+    let declared =
+        request["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["functionDeclarations"].as_array()).flatten();
     let offered: Vec<&str> = declared.filter_map(|function| function["name"].as_str()).collect();
     let Some(step) = script.step(turn(request)).filter(|_| !offered.is_empty()) else {
         return vec![json!({"text": DONE})];
@@ -41,13 +42,16 @@ fn parts(script: &Script, request: &Value) -> Vec<Value> {
     let workspace = workspace(request);
     let calls = step.calls.iter().filter_map(|call| tool(call, &offered, workspace.as_deref()));
     let id = || format!("call_{:08x}", rand::random::<u32>());
-    let calls = calls.map(|(name, args)| json!({"functionCall": {"name": name, "args": args, "id": id()}, "thoughtSignature": "dGVzdA=="}));
+    let calls = calls
+        .map(|(name, args)| json!({"functionCall": {"name": name, "args": args, "id": id()}, "thoughtSignature": "dGVzdA=="}));
     std::iter::once(json!({"text": step.say})).chain(calls).collect()
 }
 
 /// How many turns with calls the conversation has had.
 fn turn(request: &Value) -> usize {
-    let called = |content: &&Value| content["parts"].as_array().is_some_and(|parts| parts.iter().any(|part| part.get("functionCall").is_some()));
+    let called = |content: &&Value| {
+        content["parts"].as_array().is_some_and(|parts| parts.iter().any(|part| part.get("functionCall").is_some()))
+    };
     request["contents"].as_array().into_iter().flatten().filter(called).count()
 }
 

@@ -135,7 +135,10 @@ fn record(method: &Method, uri: &Uri, scenario: &str, headers: &HeaderMap, body:
         method: method.to_string(),
         path: uri.to_string(),
         scenario: scenario.to_owned(),
-        headers: headers.iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect(),
         key: text("x-api-key").or_else(|| text("x-goog-api-key")).or_else(bearer).or_else(query),
         body: body.clone(),
     }

@@ -13,7 +13,11 @@ pub const TOKENS_OUT: u32 = 56;
 pub const TOKENS_CACHED: u32 = 1000;
 
 pub fn json(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json"), (header::HeaderName::from_static("request-id"), "req_test")], body.to_string())
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json"), (header::HeaderName::from_static("request-id"), "req_test")],
+        body.to_string(),
+    )
         .into_response()
 }
 
