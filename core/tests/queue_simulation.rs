@@ -60,6 +60,7 @@ struct Truth {
     trail: Vec<State>,
     claims: u32,
     cancel_accepted: bool,
+    cancelled_in_queue: bool,
     ends: u32,
     refunds: u32,
 }
@@ -149,8 +150,16 @@ impl World {
             | Verb::Finish { claim, fence, .. } => {
                 assert_eq!(truth.holder, Some((*claim, *fence)), "{} by somebody who is not the newest holder", verb.name());
             }
-            Verb::Cancel => truth.cancel_accepted = true,
-            Verb::Reap { .. } | Verb::End { .. } => {}
+            Verb::Cancel => {
+                truth.cancel_accepted = true;
+                truth.cancelled_in_queue |= before.state == State::Queued;
+            }
+            Verb::End { reason: EndReason::Deadline, .. } => {}
+            Verb::Reap { .. } | Verb::End { .. } => {
+                let lease = before.lease.as_ref();
+                let alive = lease.is_some_and(|lease| lease.until >= at(self.now) && !self.gone.contains(&lease.claim));
+                assert!(!alive, "{} took the job from somebody who holds it", verb.name());
+            }
         }
         if let Verb::Advance { to, .. } = verb {
             truth.trail.push(*to);
@@ -180,10 +189,27 @@ impl World {
         }
     }
 
+    /// A reaper whose clock or view is wrong.
+    fn judge_hastily(&mut self) {
+        let open: Vec<_> = self.jobs.values().filter(|job| !job.state.is_final()).map(|job| (job.id, job.fence)).collect();
+        if open.is_empty() {
+            return;
+        }
+        let (id, fence) = open[self.dice.below(open.len())];
+        let reasons = [EndReason::Cancelled, EndReason::Deadline, EndReason::AttemptsExhausted, EndReason::Unclaimed];
+        let verb = match reasons.get(self.dice.below(5)) {
+            Some(reason) => Verb::End { fence, reason: *reason, evidence: Evidence::Lapsed, log_end: Cursor::default() },
+            None => Verb::Reap { fence, evidence: Evidence::Lapsed, not_before: at(self.now), note: "hasty".to_owned() },
+        };
+        self.call(id, &verb);
+    }
+
     fn cancel_something(&mut self) {
-        let number = self.dice.below(JOBS as usize);
-        let id = *self.jobs.keys().nth(number).unwrap();
-        self.call(id, &Verb::Cancel);
+        let open: Vec<_> = self.jobs.values().filter(|job| !job.state.is_final()).map(|job| job.id).collect();
+        if !open.is_empty() {
+            let id = open[self.dice.below(open.len().min(6))];
+            self.call(id, &Verb::Cancel);
+        }
     }
 }
 
@@ -231,7 +257,8 @@ impl Worker {
             Some(trying) => trying,
             None => {
                 let wanted = |job: &&JobRecord| job.state == State::Queued && job.id.0.as_u128() % u128::from(UNWANTED) != 0;
-                let due: Vec<_> = world.jobs.values().filter(wanted).filter(|job| job.not_before <= at(world.now)).map(|job| job.id).collect();
+                let due: Vec<_> =
+                    world.jobs.values().filter(wanted).filter(|job| job.not_before <= at(world.now)).map(|job| job.id).collect();
                 if due.is_empty() {
                     return;
                 }
@@ -279,8 +306,8 @@ impl Worker {
                 Refusal::CancelRequested => self.work = Some(Work { ending: Some(OutcomeClass::Cancelled), ..work }),
                 Refusal::DeadlinePassed => self.work = Some(Work { ending: Some(OutcomeClass::Timeout), ..work }),
                 Refusal::NoAttemptsLeft => self.work = Some(Work { ending: Some(OutcomeClass::Infrastructure), ..work }),
-                // A repeated request has moved the job back: on from where it is.
-                Refusal::BadTransition { .. } => self.work = Some(Work { state: job.state, ..work }),
+                // A repeated request has moved the job back, or success was claimed too early: on from where it is.
+                Refusal::BadTransition { .. } => self.work = Some(Work { state: job.state, ending: None, ..work }),
                 other => panic!("{other} to {verb:?}"),
             },
             Reply::Lost => self.work = Some(work),
@@ -290,10 +317,16 @@ impl Worker {
     fn next_verb(&mut self, world: &mut World, work: &mut Work) -> Verb {
         let (claim, fence) = (work.claim, work.fence);
         if work.ending.is_none() && world.chaos && world.dice.percent(3) {
-            return Verb::Release { claim, fence, not_before: at(world.now + world.dice.seconds(60)), note: "disk full".to_owned() };
+            return Verb::Release {
+                claim,
+                fence,
+                not_before: at(world.now + world.dice.seconds(60)),
+                note: "disk full".to_owned(),
+            };
         }
-        if work.ending.is_none() && world.dice.percent(2) {
-            work.ending = Some(OutcomeClass::Agent);
+        if work.ending.is_none() && world.dice.percent(3) {
+            // Success out of the blue is a faulty worker's.
+            work.ending = Some(if world.dice.percent(30) { OutcomeClass::Success } else { OutcomeClass::Agent });
         }
         let to = match work.state {
             State::Preparing => State::Planning,
@@ -311,7 +344,8 @@ impl Worker {
             None => Verb::Advance { claim, fence, to, facts: Facts::default() },
             Some(class) => {
                 let outcome = Outcome::new(class, "ended");
-                let finish = Finish { outcome, facts: Facts::default(), artifacts: Vec::new(), log_end: Cursor { fence, seq: 1 } };
+                let finish =
+                    Finish { outcome, facts: Facts::default(), artifacts: Vec::new(), log_end: Cursor { fence, seq: 1 } };
                 Verb::Finish { claim, fence, finish: Box::new(finish) }
             }
         }
@@ -384,9 +418,8 @@ fn check_end(job: &JobRecord, truth: &Truth) {
         OutcomeClass::Agent => assert!(truth.claims > 0),
         other => panic!("nobody ended a job with {other:?}"),
     }
-    let never_told = job.finished_by.is_none();
-    let given_back = class.is_infrastructure() || (class == OutcomeClass::Cancelled && never_told && truth.refunds == 1);
-    assert_eq!(truth.refunds, u32::from(given_back));
+    assert_eq!(truth.refunds, u32::from(class.is_infrastructure() || truth.cancelled_in_queue));
+    assert_eq!(job.lease, None);
     if let (Some(start), Some(deadline)) = (job.started_at, job.deadline) {
         assert_eq!(deadline.duration_since(start).as_secs(), i64::from(job.request.timeout_seconds));
     }
@@ -406,8 +439,9 @@ fn run(seed: u64) -> World {
                 workers[index].step(&mut world);
             }
             70..=84 => reaper.step(&mut world),
-            85..=97 if world.chaos => world.repeat_something(),
-            98 if world.chaos && world.dice.percent(40) => world.cancel_something(),
+            85..=94 if world.chaos => world.repeat_something(),
+            95..=97 if world.chaos => world.judge_hastily(),
+            98 if world.chaos && world.dice.percent(30) => world.cancel_something(),
             _ => {}
         }
     }

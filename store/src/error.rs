@@ -9,7 +9,11 @@ use jiff::Timestamp;
 pub enum StoreError {
     /// The backend did not answer or answered with a fault. `context` says what was tried.
     #[error("{context}")]
-    Backend { context: String, #[source] source: Box<dyn std::error::Error + Send + Sync> },
+    Backend {
+        context: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A record that can't be read. It has been set aside under this name; everything else goes on.
     #[error("the record of {name} can't be read: {reason}")]
     Unreadable { name: String, reason: String },
@@ -17,7 +21,9 @@ pub enum StoreError {
     #[error("an encrypted value can't be opened: {0}")]
     Sealed(String),
     /// A newer program has written this data; this one would damage it.
-    #[error("the data was written by a newer version of ckrv (schema {found}, this version knows {known}): use that version or a later one")]
+    #[error(
+        "the data was written by a newer version of ckrv (schema {found}, this version knows {known}): use that version or a later one"
+    )]
     TooNew { found: usize, known: usize },
     /// A page cursor that none of this store's pages gave. The client's mistake, not the store's.
     #[error("this is not a cursor of an earlier page")]

@@ -84,7 +84,9 @@ impl FileBlobs {
     fn get_file(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         match std::fs::read(self.path(key)?) {
             Ok(content) => Ok(Some(content.into())),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
+                Ok(None)
+            }
             Err(error) => Err(StoreError::backend(format!("reading the blob {key}"), error)),
         }
     }

@@ -71,7 +71,13 @@ pub trait JobStore: Send + Sync {
     async fn job(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
     /// Newest first. `cursor` comes from an earlier page.
-    async fn jobs_of(&self, owner: UserId, filter: &JobFilter, limit: usize, cursor: Option<&str>) -> Result<Page<JobRecord>, StoreError>;
+    async fn jobs_of(
+        &self,
+        owner: UserId,
+        filter: &JobFilter,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Page<JobRecord>, StoreError>;
 
     /// How long earlier successful jobs of the same repository and agent took, in seconds, newest first.
     async fn durations(&self, owner: UserId, repo_url: &str, agent: &str, limit: usize) -> Result<Vec<f64>, StoreError>;

@@ -59,7 +59,8 @@ impl LocalVault {
                 read_key(file)?.ok_or_else(|| StoreError::backend(about(file), "it vanished while it was read"))?
             }
         };
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice()).map_err(|error| StoreError::backend(about(file), error))?;
+        let mut mac =
+            <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice()).map_err(|error| StoreError::backend(about(file), error))?;
         mac.update(b"ckrv master key mark");
         let mut mark = [0; MARK];
         mark.copy_from_slice(&mac.finalize().into_bytes()[..MARK]);
@@ -71,10 +72,9 @@ impl LocalVault {
         let data_key: Bytes32 = Zeroizing::new(rand::random());
         let wrap_nonce: [u8; NONCE] = rand::random();
         let nonce: [u8; NONCE] = rand::random();
-        let wrapped = self.cipher.encrypt(
-            &Nonce::from(wrap_nonce),
-            Payload { msg: data_key.as_slice(), aad: &associated(context, Layer::DataKey) },
-        );
+        let wrapped = self
+            .cipher
+            .encrypt(&Nonce::from(wrap_nonce), Payload { msg: data_key.as_slice(), aad: &associated(context, Layer::DataKey) });
         let ciphertext = cipher(&data_key).encrypt(
             &Nonce::from(nonce),
             Payload { msg: value.expose_secret().as_bytes(), aad: &associated(context, Layer::Value) },
@@ -101,7 +101,10 @@ impl LocalVault {
             )));
         }
         let unfit = |_| {
-            StoreError::Sealed(format!("the {} {:?} was changed in the store, or belongs elsewhere; store it again", context.kind, context.name))
+            StoreError::Sealed(format!(
+                "the {} {:?} was changed in the store, or belongs elsewhere; store it again",
+                context.kind, context.name
+            ))
         };
         let data_key = self
             .cipher
@@ -110,10 +113,7 @@ impl LocalVault {
             .map_err(unfit)?;
         let data_key: Bytes32 = Zeroizing::new(data_key.as_slice().try_into().map_err(|_| malformed())?);
         let plain = cipher(&data_key)
-            .decrypt(
-                &Nonce::from(nonce),
-                Payload { msg: &decoded(&sealed.ciphertext)?, aad: &associated(context, Layer::Value) },
-            )
+            .decrypt(&Nonce::from(nonce), Payload { msg: &decoded(&sealed.ciphertext)?, aad: &associated(context, Layer::Value) })
             .map(Zeroizing::new)
             .map_err(unfit)?;
         let text = std::str::from_utf8(&plain).map_err(|_| malformed())?;

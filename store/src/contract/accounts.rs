@@ -5,7 +5,9 @@ use ckrv_core::wire::{CredentialType, Provider, Tier};
 use tokio::task::JoinSet;
 
 use super::{at, new_user};
-use crate::{AccessToken, Credential, DeviceLogin, DeviceState, PreviousRefresh, Put, RefreshFamily, Sealed, Secret, Stores, User};
+use crate::{
+    AccessToken, Credential, DeviceLogin, DeviceState, PreviousRefresh, Put, RefreshFamily, Sealed, Secret, Stores, User,
+};
 
 fn sealed(text: &str) -> Sealed {
     Sealed { wrapped_key: "d3JhcA==".to_owned(), nonce: "bm9uY2U=".to_owned(), ciphertext: text.to_owned() }

@@ -75,7 +75,10 @@ pub async fn a_quota_of_five_lets_exactly_five_of_64_through(stores: &Stores) {
     let (made, refused): (Vec<_>, Vec<_>) = requests.join_all().await.into_iter().partition(Result::is_ok);
     assert_eq!(made.len(), 5);
     for refusal in refused {
-        assert!(matches!(refusal, Err(CreateError::QuotaExceeded { cap: 5, resets_at }) if resets_at == at(1_000_000)), "{refusal:?}");
+        assert!(
+            matches!(refusal, Err(CreateError::QuotaExceeded { cap: 5, resets_at }) if resets_at == at(1_000_000)),
+            "{refusal:?}"
+        );
     }
     assert_eq!(stores.accounts.quota_used(owner, MONTH).await.unwrap(), 5);
     assert_eq!(stores.jobs.jobs_of(owner, &JobFilter::default(), 100, None).await.unwrap().items.len(), 5);

@@ -111,7 +111,11 @@ pub async fn running_gives_jobs_under_a_lease(stores: &Stores) {
     assert_eq!(stores.jobs.running().await.unwrap(), [beaten], "with the lease as it stands");
     let job = advance_to_publishing(stores, &claimed, claim_id, 3).await;
     assert_eq!(stores.jobs.running_of(owner).await.unwrap(), 1);
-    stores.jobs.apply(job.id, &super::finishing(claim_id, job.fence, super::OutcomeClass::Success, Cursor::default()), at(4)).await.unwrap();
+    stores
+        .jobs
+        .apply(job.id, &super::finishing(claim_id, job.fence, super::OutcomeClass::Success, Cursor::default()), at(4))
+        .await
+        .unwrap();
     assert!(stores.jobs.running().await.unwrap().is_empty());
     assert_eq!(stores.jobs.running_of(owner).await.unwrap(), 0);
 }

@@ -57,7 +57,11 @@ pub async fn a_gap_is_refused_and_says_where_to_go_on(stores: &Stores) {
     let mut holed = entries(Fence(1), 2..=6);
     holed.remove(2);
     assert!(matches!(append(holed).await, Err(AppendError::Gap { expected: 4 })));
-    assert_eq!(stores.jobs.log_tail(job.id).await.unwrap(), Cursor { fence: Fence(1), seq: 2 }, "of a refused batch nothing is stored");
+    assert_eq!(
+        stores.jobs.log_tail(job.id).await.unwrap(),
+        Cursor { fence: Fence(1), seq: 2 },
+        "of a refused batch nothing is stored"
+    );
 }
 
 pub async fn only_the_holder_of_the_lease_appends(stores: &Stores) {

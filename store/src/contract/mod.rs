@@ -27,9 +27,9 @@ use ckrv_core::machine::{Finish, Refusal, Verb};
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
+use crate::Stores;
 use crate::error::VerbError;
 use crate::job_store::{Created, Idempotency, JobStore, NewJob, QuotaRule};
-use crate::Stores;
 
 /// Fresh, empty stores; `guard` keeps alive what they stand on.
 pub struct Fixture {

@@ -8,7 +8,9 @@ use ckrv_core::log::Cursor;
 use ckrv_core::machine::{EndReason, Evidence, Refusal, Verb};
 use tokio::task::JoinSet;
 
-use super::{MONTH, advance_to_publishing, at, bytes_of, claim, claiming, entries, finishing, make, new_claim, new_user, record, refusal};
+use super::{
+    MONTH, advance_to_publishing, at, bytes_of, claim, claiming, entries, finishing, make, new_claim, new_user, record, refusal,
+};
 use crate::Stores;
 use crate::error::{AppendError, VerbError};
 
@@ -113,7 +115,8 @@ pub async fn a_job_goes_through_every_phase_to_success(stores: &Stores) {
     let (job, claim_id) = claim(stores, &job, 5).await;
     assert_eq!((job.state, job.started_at, job.deadline), (State::Preparing, Some(at(5)), Some(at(1805))));
     let job = advance_to_publishing(stores, &job, claim_id, 6).await;
-    let Verb::Finish { claim: by, fence, mut finish } = finishing(claim_id, job.fence, OutcomeClass::Success, Cursor::default()) else {
+    let Verb::Finish { claim: by, fence, mut finish } = finishing(claim_id, job.fence, OutcomeClass::Success, Cursor::default())
+    else {
         unreachable!()
     };
     finish.artifacts.push(ckrv_core::job::Artifact {
@@ -231,7 +234,11 @@ pub async fn a_running_job_that_is_cancelled_is_told_and_keeps_its_count(stores:
     let beat = Verb::Beat { claim: claim_id, fence: job.fence, until: at(70) };
     assert_eq!(stores.jobs.apply(job.id, &beat, at(4)).await.unwrap().cancel_at, Some(at(2)), "the beat's answer carries it");
     assert_eq!(refusal(stores.jobs.apply(job.id, &release(claim_id, job.fence, 9), at(5)).await), Refusal::CancelRequested);
-    let ended = stores.jobs.apply(job.id, &finishing(claim_id, job.fence, OutcomeClass::Cancelled, Cursor::default()), at(6)).await.unwrap();
+    let ended = stores
+        .jobs
+        .apply(job.id, &finishing(claim_id, job.fence, OutcomeClass::Cancelled, Cursor::default()), at(6))
+        .await
+        .unwrap();
     assert_eq!((ended.state, used(stores, &job).await), (State::Cancelled, 1));
 }
 
@@ -281,7 +288,10 @@ pub async fn one_of_many_ends_wins(stores: &Stores) {
     }
     let winners: Vec<JobRecord> = contenders.join_all().await.into_iter().filter_map(Result::ok).collect();
     let stored = stores.jobs.job(job.id).await.unwrap().unwrap();
-    assert!(!winners.is_empty() && winners.iter().all(|winner| *winner == stored), "all who were told `done` were told the same end");
+    assert!(
+        !winners.is_empty() && winners.iter().all(|winner| *winner == stored),
+        "all who were told `done` were told the same end"
+    );
     let refunded = stored.outcome.as_ref().unwrap().class == OutcomeClass::Infrastructure;
     assert_eq!(used(stores, &job).await, u32::from(!refunded));
     assert_eq!(stores.jobs.events(job.id).await.unwrap().len(), 4, "create, claim, cancel, one end");

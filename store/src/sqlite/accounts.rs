@@ -186,7 +186,11 @@ impl SqliteStore {
         self.read("reading an account record", move |connection| get(connection, kind, &owner, &name)).await
     }
 
-    async fn items<T: DeserializeOwned + Send + 'static>(&self, kind: &'static str, owner: Option<UserId>) -> Result<Vec<T>, StoreError> {
+    async fn items<T: DeserializeOwned + Send + 'static>(
+        &self,
+        kind: &'static str,
+        owner: Option<UserId>,
+    ) -> Result<Vec<T>, StoreError> {
         let owner = owner.map(|id| id.to_string()).unwrap_or_default();
         self.read_all("listing account records", move |connection| list(connection, kind, &owner)).await
     }

@@ -116,8 +116,10 @@ pub(super) fn move_aside(connection: &Connection, bad: &Bad) -> rusqlite::Result
 /// The reason why a record of this name was set aside earlier, if it was.
 pub(super) fn reason_of(connection: &Connection, place: &Place) -> rusqlite::Result<Option<StoreError>> {
     let name = place.name();
-    let reason: Option<String> =
-        connection.prepare_cached("SELECT reason FROM set_aside WHERE name = ?1")?.query_row([&name], |row| row.get(0)).optional()?;
+    let reason: Option<String> = connection
+        .prepare_cached("SELECT reason FROM set_aside WHERE name = ?1")?
+        .query_row([&name], |row| row.get(0))
+        .optional()?;
     Ok(reason.map(|reason| StoreError::Unreadable { name, reason }))
 }
 

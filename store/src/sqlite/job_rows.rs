@@ -44,8 +44,7 @@ pub(super) fn select(connection: &Connection, rest: &str, params: impl Params) -
 /// One job. A record that was set aside earlier stays an error: its owner must not be told that it never was.
 pub(super) fn find(connection: &Connection, id: JobId) -> Result<Option<JobRecord>, Fault> {
     let key = id.to_string();
-    let row =
-        connection.prepare_cached("SELECT id, record FROM jobs WHERE id = ?1")?.query_row([&key], decode).optional()?;
+    let row = connection.prepare_cached("SELECT id, record FROM jobs WHERE id = ?1")?.query_row([&key], decode).optional()?;
     match row {
         Some(job) => Ok(Some(job?)),
         None => match reason_of(connection, &Place::Job(key))? {
@@ -100,9 +99,11 @@ fn put(connection: &Connection, job: &JobRecord, sql: &str) -> Result<(), Fault>
 }
 
 pub(super) fn insert_event(connection: &Connection, id: JobId, event: &JobEvent) -> Result<(), Fault> {
-    connection
-        .prepare_cached("INSERT INTO events (job, version, record) VALUES (?1, ?2, ?3)")?
-        .execute(params![id.to_string(), i64::try_from(event.version).unwrap_or(i64::MAX), to_json(event)?])?;
+    connection.prepare_cached("INSERT INTO events (job, version, record) VALUES (?1, ?2, ?3)")?.execute(params![
+        id.to_string(),
+        i64::try_from(event.version).unwrap_or(i64::MAX),
+        to_json(event)?
+    ])?;
     Ok(())
 }
 
@@ -134,7 +135,9 @@ pub(super) fn parse_list_cursor(text: &str) -> Result<(i64, String), StoreError>
 pub(super) fn log_tail(connection: &Connection, id: JobId) -> Result<Cursor, Fault> {
     let tail = connection
         .prepare_cached("SELECT fence, last FROM log_chunks WHERE job = ?1 ORDER BY fence DESC, first DESC LIMIT 1")?
-        .query_row([id.to_string()], |row| Ok(Cursor { fence: ckrv_core::id::Fence(row.get(0)?), seq: row.get::<_, i64>(1)?.unsigned_abs() }))
+        .query_row([id.to_string()], |row| {
+            Ok(Cursor { fence: ckrv_core::id::Fence(row.get(0)?), seq: row.get::<_, i64>(1)?.unsigned_abs() })
+        })
         .optional()?;
     Ok(tail.unwrap_or_default())
 }

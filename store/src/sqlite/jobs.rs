@@ -25,7 +25,13 @@ impl JobStore for SqliteStore {
         self.read("reading a job", move |connection| job_rows::find(connection, id)).await
     }
 
-    async fn jobs_of(&self, owner: UserId, filter: &JobFilter, limit: usize, cursor: Option<&str>) -> Result<Page<JobRecord>, StoreError> {
+    async fn jobs_of(
+        &self,
+        owner: UserId,
+        filter: &JobFilter,
+        limit: usize,
+        cursor: Option<&str>,
+    ) -> Result<Page<JobRecord>, StoreError> {
         let (at, id) = cursor.map(parse_list_cursor).transpose()?.unwrap_or((i64::MAX, String::new()));
         let states = filter.states.iter().map(|state| format!("'{state}'")).collect::<Vec<_>>().join(", ");
         let wanted = if states.is_empty() { String::new() } else { format!("AND state IN ({states})") };
@@ -149,7 +155,11 @@ impl JobStore for SqliteStore {
     async fn purge_expired(&self, now: Timestamp, limit: usize) -> Result<Vec<JobId>, StoreError> {
         let expired = self
             .read_all("looking for expired jobs", move |connection| {
-                job_rows::select(connection, "listed = 1 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2", params![micros(now), row_limit(limit)])
+                job_rows::select(
+                    connection,
+                    "listed = 1 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2",
+                    params![micros(now), row_limit(limit)],
+                )
             })
             .await?;
         let expired: Vec<JobId> = expired.into_iter().filter(|job| job.is_expired(now)).map(|job| job.id).collect();
@@ -214,7 +224,8 @@ fn create(
             .prepare_cached("INSERT INTO idempotency (owner, key, body, job) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![job.owner.to_string(), given.key_sha256, given.body_sha256, job.id.to_string()])?;
     }
-    let event = JobEvent { version: job.version, at: now, verb: "create".to_owned(), state: job.state, fence: job.fence, note: None };
+    let event =
+        JobEvent { version: job.version, at: now, verb: "create".to_owned(), state: job.state, fence: job.fence, note: None };
     job_rows::insert_event(connection, job.id, &event)?;
     signals.extend([Signal::Queued(job.id), Signal::Changed(job.id)]);
     Ok(Ok(Created::New(job)))

@@ -62,7 +62,8 @@ fn encode(entries: &[LogEntry]) -> Result<(i64, Vec<u8>), Fault> {
     if lines.len() < COMPRESS_FROM {
         return Ok((0, lines.into_bytes()));
     }
-    let data = zstd::bulk::compress(lines.as_bytes(), LEVEL).map_err(|error| StoreError::backend("compressing log entries", error))?;
+    let data =
+        zstd::bulk::compress(lines.as_bytes(), LEVEL).map_err(|error| StoreError::backend("compressing log entries", error))?;
     Ok((i64::try_from(lines.len()).unwrap_or(i64::MAX), data))
 }
 

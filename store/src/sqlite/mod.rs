@@ -121,13 +121,20 @@ impl SqliteStore {
     async fn put_aside(&self, bad: Bad) {
         let name = bad.place.name();
         let reason = bad.reason.clone();
-        let moved = self.writer.write("setting a record aside", move |connection, _| Ok(Ok::<_, StoreError>(move_aside(connection, &bad)?)));
+        let moved = self
+            .writer
+            .write("setting a record aside", move |connection, _| Ok(Ok::<_, StoreError>(move_aside(connection, &bad)?)));
         match moved.await {
             Ok(Ok(true)) => tracing::error!(name, reason, "a record can't be read and was set aside; the rest is served"),
             Ok(_) => tracing::debug!(name, "an unreadable record had been changed or moved by somebody else"),
             Err(fault) => {
                 let error = fault.into_store("setting a record aside");
-                tracing::error!(name, reason, error = &error as &dyn std::error::Error, "a record can't be read and could not be set aside");
+                tracing::error!(
+                    name,
+                    reason,
+                    error = &error as &dyn std::error::Error,
+                    "a record can't be read and could not be set aside"
+                );
             }
         }
     }

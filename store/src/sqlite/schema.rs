@@ -102,7 +102,8 @@ fn version_of(connection: &Connection) -> rusqlite::Result<usize> {
 /// [`StoreError::TooNew`] where a newer program has written the file: an older one could only damage it.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let failed = |error| StoreError::backend("bringing the database to this version's schema", error);
-    let refuse_newer = |found: usize| if found > STEPS.len() { Err(StoreError::TooNew { found, known: STEPS.len() }) } else { Ok(()) };
+    let refuse_newer =
+        |found: usize| if found > STEPS.len() { Err(StoreError::TooNew { found, known: STEPS.len() }) } else { Ok(()) };
     // Before anything is written.
     refuse_newer(version_of(connection).map_err(failed)?)?;
     connection.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
