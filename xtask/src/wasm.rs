@@ -42,7 +42,8 @@ pub fn check(root: &Path) -> Result<()> {
     compile(root, &toolchain, fresh.path())?;
     if toolchain.version == recorded.compiler {
         let built = sums(fresh.path())?;
-        let changed: Vec<&str> = built.iter().filter(|(name, sum)| recorded.sums.get(*name) != Some(sum)).map(|(name, _)| name.as_str()).collect();
+        let changed: Vec<&str> =
+            built.iter().filter(|(name, sum)| recorded.sums.get(*name) != Some(sum)).map(|(name, _)| name.as_str()).collect();
         if !changed.is_empty() {
             bail!("the sources give other bytes for {}; run `cargo xtask wasm build` and commit", changed.join(", "));
         }
@@ -114,7 +115,8 @@ impl Toolchain {
                 command
             }
         };
-        let inherited = |name: &str| (name.starts_with("CARGO") && name != "CARGO_HOME") || name.starts_with("RUSTC") || name == "RUSTFLAGS";
+        let inherited =
+            |name: &str| (name.starts_with("CARGO") && name != "CARGO_HOME") || name.starts_with("RUSTC") || name == "RUSTFLAGS";
         for (name, _) in std::env::vars_os().filter(|(name, _)| inherited(&name.to_string_lossy())) {
             command.env_remove(name);
         }
@@ -193,9 +195,11 @@ struct Record {
 
 impl Record {
     fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("can't read {}; run `cargo xtask wasm build`", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("can't read {}; run `cargo xtask wasm build`", path.display()))?;
         let mut lines = text.lines();
-        let compiler = lines.next().and_then(|line| line.strip_prefix("compiler ")).context("TOOLCHAIN names no compiler")?.to_owned();
+        let compiler =
+            lines.next().and_then(|line| line.strip_prefix("compiler ")).context("TOOLCHAIN names no compiler")?.to_owned();
         let sums = lines.filter_map(|line| line.split_once("  ")).map(|(sum, name)| (name.to_owned(), sum.to_owned())).collect();
         Ok(Self { compiler, sums })
     }
