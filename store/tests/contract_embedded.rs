@@ -1,5 +1,7 @@
 //! The embedded backend passes the suite that every backend passes.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use ckrv_store::contract::Fixture;
 
 async fn fixture() -> Fixture {

@@ -2,6 +2,8 @@
 //!
 //! Not tested here: a power cut. The database is opened with `synchronous = FULL`; whether the disk keeps its word can't be seen from here.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
