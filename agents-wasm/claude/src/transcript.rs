@@ -109,7 +109,10 @@ impl ClaudeTranscript {
     fn result(&mut self, event: &Value, events: &mut Events) {
         self.meter.result(event, events);
         let errors: Vec<&str> = event.get("errors").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let interrupted = str_of(event, "terminal_reason").starts_with("aborted");
         let text = match str_of(event, "result") {
+            // Its own words for this are a diagnosis for its authors.
+            "" if interrupted => "the agent was interrupted".to_owned(),
             "" if errors.is_empty() => str_of(event, "subtype").to_owned(),
             "" => errors.join("; "),
             text => text.to_owned(),

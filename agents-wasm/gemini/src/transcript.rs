@@ -143,7 +143,7 @@ impl GeminiTranscript {
         let error = &event["error"];
         let message = match str_of(error, "message") {
             "" => self.errors.join(),
-            message => message.to_owned(),
+            message => readable(message),
         };
         let text = if failed { shorten(&message, MAX_SAID) } else { self.said.trim().to_owned() };
         events.run_result(&text, failed || self.untrusted, self.session.clone());
@@ -191,14 +191,26 @@ fn usage(model: Option<String>, counts: &Value) -> Usage {
     }
 }
 
+/// What the API said, out of the JSON that the CLI wraps it in.
+fn readable(message: &str) -> String {
+    let inner = message.find('{').zip(message.rfind('}')).and_then(|(start, end)| json_object(message.get(start..=end)?));
+    match inner.as_ref().map(|inner| &inner["error"]) {
+        Some(error) if error["message"].is_string() => {
+            format!("the model API answered {}: {}", count_of(error, "code"), str_of(error, "message"))
+        }
+        _ => message.to_owned(),
+    }
+}
+
 fn passes_by_itself(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     PASSING_WORDS.iter().any(|word| error.contains(word))
 }
 
-/// Ends before or without a result; 0 comes with SIGTERM.
+/// Ends before or without a result.
 fn without_result(code: i32, stderr: &Tail) -> String {
     match code {
+        0 => "the agent ended without a result, as it does on SIGTERM".into(),
         41 => "the agent has no key for its model API (exit code 41)".into(),
         55 => "the agent did not trust the checkout, so it was not permitted to start (exit code 55)".into(),
         _ if stderr.is_empty() => format!("the agent ended with exit code {code} and without a result"),
