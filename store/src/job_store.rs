@@ -70,7 +70,7 @@ pub trait JobStore: Send + Sync {
     /// Strongly consistent.
     async fn job(&self, id: JobId) -> Result<Option<JobRecord>, StoreError>;
 
-    /// Newest first. `cursor` comes from an earlier page.
+    /// Newest first. `cursor` comes from an earlier page. [`StoreError::BadCursor`]: it does not. Purged jobs are not listed.
     async fn jobs_of(
         &self,
         owner: UserId,
@@ -95,6 +95,7 @@ pub trait JobStore: Send + Sync {
     async fn stuck(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRecord>, StoreError>;
 
     /// Applies one verb: read, [`ckrv_core::machine::apply`], conditional write with event, quota refund and queue keys, in one transaction.
+    /// When the job ends, `log_end` becomes the place of the last entry that is stored, whatever the verb says: a caller's view may be older.
     /// `Verb::Claim { has_room }` is the caller's view; use [`JobStore::running_of`].
     async fn apply(&self, id: JobId, verb: &Verb, now: Timestamp) -> Result<JobRecord, VerbError>;
 

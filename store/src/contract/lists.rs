@@ -105,7 +105,7 @@ pub async fn running_gives_jobs_under_a_lease(stores: &Stores) {
     make(stores, owner, 0).await;
     let job = make(stores, owner, 1).await;
     let (claimed, claim_id) = claim(stores, &job, 2).await;
-    assert_eq!(stores.jobs.running().await.unwrap(), [claimed.clone()]);
+    assert_eq!(stores.jobs.running().await.unwrap(), std::slice::from_ref(&claimed));
     let beat = Verb::Beat { claim: claim_id, fence: claimed.fence, until: at(500) };
     let beaten = stores.jobs.apply(job.id, &beat, at(10)).await.unwrap();
     assert_eq!(stores.jobs.running().await.unwrap(), [beaten], "with the lease as it stands");
