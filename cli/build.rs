@@ -48,7 +48,8 @@ fn build(root: &Path, target_dir: &Path, target: &str, cargo: &str) -> Result<Pa
         command.env_remove(name);
     }
     // No path of this machine in what is handed out.
-    let flags = ["-Ctarget-feature=+crt-static".to_owned(), format!("--remap-path-prefix={}=/ckrv", root.display())];
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned(), format!("--remap-path-prefix={}=/ckrv", root.display())];
+    flags.extend(cargo_home().map(|home| format!("--remap-path-prefix={}=/cargo", home.display())));
     let status = command
         .current_dir(root)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
@@ -66,4 +67,10 @@ fn build(root: &Path, target_dir: &Path, target: &str, cargo: &str) -> Result<Pa
         return Err(format!("building the shim for {target} failed ({status})").into());
     }
     Ok(target_dir.join(target).join("release/ckrv-shim"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a build script is told everything by environment variables")]
+fn cargo_home() -> Option<PathBuf> {
+    let given = env::var("CARGO_HOME").ok().map(PathBuf::from);
+    given.or_else(|| Some(env::home_dir()?.join(".cargo")))
 }

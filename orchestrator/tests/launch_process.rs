@@ -55,7 +55,8 @@ async fn the_agent_sees_no_variable_of_ours() {
     let (_, stdout, _) = run(&mut session, sh("env")).await;
     let text = String::from_utf8(stdout).expect("text");
     let names = text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
-    let foreign: Vec<_> = names.filter(|name| !["PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
+    let foreign: Vec<_> =
+        names.filter(|name| !["PATH", "HOME", "TMPDIR", "PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
     assert!(foreign.is_empty(), "{foreign:?}");
 }
 

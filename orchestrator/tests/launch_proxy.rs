@@ -56,7 +56,9 @@ async fn model(head: oneshot::Sender<String>, more: oneshot::Receiver<()>) -> u1
             text.extend(byte);
         }
         let _ = head.send(String::from_utf8(text).expect("text"));
-        let begin = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-echo: {SECRET}\r\nconnection: close\r\n\r\ndata: 1\n\n");
+        let begin = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-echo: {SECRET}\r\nconnection: close\r\n\r\ndata: 1\n\n"
+        );
         agent.write_all(begin.as_bytes()).await.expect("the answer");
         more.await.expect("a go");
         let (left, right) = SECRET.split_at(7);
@@ -74,7 +76,7 @@ async fn a_route_adds_the_key_streams_the_answer_and_never_shows_the_key() {
     let (go, more) = oneshot::channel();
     let port = model(to_head, more).await;
     let script = format!(
-        r#"{OPEN}; printf 'POST /v1/messages?x=1 HTTP/1.1\r\nhost: %s\r\nAuthorization: Bearer %s\r\nx-other: %s\r\naccept-encoding: gzip\r\nconnection: x-hop\r\nx-hop: 1\r\ncontent-length: 4\r\n\r\nBODY' "$host" "$API_KEY" "$API_KEY" >&3
+        r#"{OPEN}; printf 'POST /v1/messages?x=1 HTTP/1.1\r\nhost: %s\r\nAuthorization: Bearer %s\r\nx-other: %s\r\naccept-encoding: gzip\r\nconnection: x-hop, close\r\nx-hop: 1\r\ncontent-length: 4\r\n\r\nBODY' "$host" "$API_KEY" "$API_KEY" >&3
         while read -r line <&3; do echo "$line"; case "$line" in *"data: 1"*) break;; esac; done; echo first; cat <&3; env"#
     );
     let (output, mut frames) = tokio::sync::mpsc::channel::<OutputFrame>(4);
@@ -97,7 +99,8 @@ async fn a_route_adds_the_key_streams_the_answer_and_never_shows_the_key() {
         drop(output);
         end
     };
-    let (end, text) = tokio::time::timeout(launch_support::PATIENCE, async { tokio::join!(running, reading) }).await.expect("in time");
+    let (end, text) =
+        tokio::time::timeout(launch_support::PATIENCE, async { tokio::join!(running, reading) }).await.expect("in time");
     assert_eq!(end.record.status, ExitStatus::Code(0), "{text}");
     assert!(text.contains("data: *************************"), "{text}");
     assert!(!text.contains(SECRET) && !text.contains(&SECRET[7..]), "{text}");
@@ -118,7 +121,9 @@ async fn a_request_without_the_runs_token_is_refused_before_it_leaves() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut session = prepared("route-2", folder.path()).await;
     // Nobody listens there: a forwarded request would be a 502.
-    let script = format!(r#"{OPEN}; printf 'GET /v1/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer wrong\r\nconnection: close\r\n\r\n' >&3; cat <&3"#);
+    let script = format!(
+        r#"{OPEN}; printf 'GET /v1/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer wrong\r\nconnection: close\r\n\r\n' >&3; cat <&3"#
+    );
     let (_, stdout, _) = run(&mut session, RunSpec { routes: vec![route(1)], ..bash(&script) }).await;
     assert!(stdout.starts_with(b"HTTP/1.1 401 "), "{}", stdout.escape_ascii());
 }
@@ -127,7 +132,9 @@ async fn a_request_without_the_runs_token_is_refused_before_it_leaves() {
 async fn an_api_that_is_down_is_a_502_without_the_key_in_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut session = prepared("route-3", folder.path()).await;
-    let script = format!(r#"{OPEN}; printf 'GET /v1/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\nconnection: close\r\n\r\n' "$API_KEY" >&3; cat <&3"#);
+    let script = format!(
+        r#"{OPEN}; printf 'GET /v1/x HTTP/1.1\r\nhost: x\r\nauthorization: Bearer %s\r\nconnection: close\r\n\r\n' "$API_KEY" >&3; cat <&3"#
+    );
     let (_, stdout, _) = run(&mut session, RunSpec { routes: vec![route(1)], ..bash(&script) }).await;
     let text = String::from_utf8(stdout).expect("text");
     assert!(text.starts_with("HTTP/1.1 502 ") && !text.contains(SECRET), "{text}");
@@ -138,7 +145,11 @@ async fn connect_to(targets: &[String], egress: Egress, name: &str) -> String {
     let mut session = prepared(name, folder.path()).await;
     let open = r#"p=${HTTPS_PROXY#http://}; exec 3<>/dev/tcp/${p%:*}/${p#*:}"#;
     let each = targets.iter().map(|target| {
-        format!(r#"{open}; printf '{target} HTTP/1.1\r\nhost: x\r\n\r\nping' >&3; exec 4<&3; timeout 5 head -c 200 <&4 | head -1; sed -n '/tunnel/p' <&4; exec 3>&- 4>&-;"#)
+        format!(
+            r#"{open}; printf '{target} HTTP/1.1\r\nhost: x\r\n\r\n' >&3; read -r status <&3; echo "$status"
+            case "$status" in *200*) printf ping >&3; until [ "$line" = 'from the tunnel' ]; do read -r line <&3 || break; done; echo "$line";; esac; exec 3>&-
+            "#
+        )
     });
     let script: String = each.collect();
     let (end, stdout, stderr) = run(&mut session, RunSpec { egress: Some(egress), ..bash(&script) }).await;
@@ -167,7 +178,10 @@ async fn the_proxy_lets_granted_hosts_through_and_names_the_others() {
     let targets =
         [format!("CONNECT LOCALHOST.:{port}"), "CONNECT example.com:443".to_owned(), "GET http://example.com/".to_owned()];
     let text = connect_to(&targets, egress, "egress-1").await;
-    assert!(text.contains("HTTP/1.1 200 OK") && text.contains("HTTP/1.1 403 Forbidden"), "{text}");
+    assert!(
+        text.contains("HTTP/1.1 200 OK") && text.contains("from the tunnel") && text.contains("HTTP/1.1 403 Forbidden"),
+        "{text}"
+    );
     let example = |port, reason| Denied { host: "example.com".to_owned(), port, reason };
     let denied = denied.lock().expect("a list");
     assert_eq!(*denied, [example(443, DeniedReason::NotGranted), example(80, DeniedReason::PlainHttp)]);

@@ -152,7 +152,13 @@ fn open(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// Beyond `max_bytes`, or when a file can't be read or changes while it's read (no process of a run is alive at that time).
-pub fn send(root: &Path, list: &ChangeList, selection: &Selection, limits: CollectLimits, out: impl Write) -> io::Result<Collected> {
+pub fn send(
+    root: &Path,
+    list: &ChangeList,
+    selection: &Selection,
+    limits: CollectLimits,
+    out: impl Write,
+) -> io::Result<Collected> {
     let skip: HashSet<u32> = selection.skip.iter().copied().collect();
     let selected = || (0_u32..).zip(&list.changed).filter(|(index, _)| !skip.contains(index)).map(|(_, changed)| changed);
     let total = selected().fold(0_u64, |sum, changed| sum.saturating_add(changed.size));

@@ -57,7 +57,8 @@ pub async fn run(
         }
         Err(error) => (ExitStatus::NotStarted(error.to_string()), false, 0),
     };
-    let by_oom = matches!(status, ExitStatus::Signal(9) | ExitStatus::Code(137)) && !stopped && processes::oom_kills() > oom_before;
+    let by_oom =
+        matches!(status, ExitStatus::Signal(9) | ExitStatus::Code(137)) && !stopped && processes::oom_kills() > oom_before;
     let (output_frames, output_bytes) = sink.finish().await?;
     Ok(ExitRecord {
         status: if by_oom { ExitStatus::OomKilled } else { status },
@@ -87,7 +88,8 @@ async fn start(
     command.args(args).env_clear().envs(&environment).current_dir(folder);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let (child, ended) = processes.spawn(&mut command).map_err(|error| {
-        let found = if error.kind() == io::ErrorKind::NotFound { " (no such program, or its interpreter is missing)" } else { "" };
+        let found =
+            if error.kind() == io::ErrorKind::NotFound { " (no such program, or its interpreter is missing)" } else { "" };
         io::Error::other(format!("\"{}\" could not be started: {error}{found}", program.escape_debug()))
     })?;
     Ok((child, listeners, ended))
@@ -105,7 +107,11 @@ fn working_folder(run: &Run, paths: &ShimPaths) -> io::Result<PathBuf> {
 }
 
 /// The shim's own variables are those of the image, or the `PATH` that the launcher gave.
-fn environment(run: &Run, paths: &ShimPaths, listeners: &BTreeMap<String, String>) -> BTreeMap<std::ffi::OsString, std::ffi::OsString> {
+fn environment(
+    run: &Run,
+    paths: &ShimPaths,
+    listeners: &BTreeMap<String, String>,
+) -> BTreeMap<std::ffi::OsString, std::ffi::OsString> {
     let mut environment: BTreeMap<_, _> =
         std::env::vars_os().filter(|(name, _)| !name.as_encoded_bytes().starts_with(b"CKRV_")).collect();
     environment.insert("HOME".into(), (&paths.home).into());

@@ -67,7 +67,10 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let mut config = Config::default();
-    config.set_max_num_streams(MAX_STREAMS).set_max_connection_receive_window(Some(RECEIVE_WINDOW)).set_split_send_size(64 * 1024);
+    config
+        .set_max_num_streams(MAX_STREAMS)
+        .set_max_connection_receive_window(Some(RECEIVE_WINDOW))
+        .set_split_send_size(64 * 1024);
     let mode = if side == Side::Runner { Mode::Server } else { Mode::Client };
     let connection = Connection::new(tokio::io::join(read, write).compat(), config, mode);
     let (asks, asked) = mpsc::channel(16);
@@ -77,7 +80,11 @@ where
     (Opener { asks }, incoming, driver)
 }
 
-async fn drive<T>(mut connection: Connection<T>, mut asked: mpsc::Receiver<Ask>, arrived: mpsc::UnboundedSender<MuxStream>) -> io::Result<()>
+async fn drive<T>(
+    mut connection: Connection<T>,
+    mut asked: mpsc::Receiver<Ask>,
+    arrived: mpsc::UnboundedSender<MuxStream>,
+) -> io::Result<()>
 where
     T: futures::io::AsyncRead + futures::io::AsyncWrite + Unpin,
 {

@@ -25,7 +25,8 @@ pub fn place(files: &[PlacedFile], paths: &ShimPaths) -> io::Result<()> {
             Place::Home => Path::new(&paths.home),
             Place::Context => context,
         };
-        write(root, file).map_err(|error| io::Error::other(format!("the plan's file \"{}\": {error}", file.path.escape_debug())))?;
+        write(root, file)
+            .map_err(|error| io::Error::other(format!("the plan's file \"{}\": {error}", file.path.escape_debug())))?;
     }
     seal(context)
 }

@@ -18,8 +18,8 @@ use crate::error::ShimError;
 use crate::mux::{self, Incoming, MuxStream, Opener, Side};
 use crate::processes::Processes;
 use crate::protocol::{
-    CollectLimits, Collected, FromShim, MAX_FRAME, MAX_LIST, PROTOCOL, Prepare, Run, Selection, ShimPaths, Step, StreamHeader, ToShim,
-    read_frame, write_frame,
+    CollectLimits, Collected, FromShim, MAX_FRAME, MAX_LIST, PROTOCOL, Prepare, Run, Selection, ShimPaths, Step, StreamHeader,
+    ToShim, read_frame, write_frame,
 };
 use crate::{changes, placing};
 
@@ -280,7 +280,8 @@ async fn collect(limits: CollectLimits, paths: ShimPaths, snapshot: Arc<Snapshot
     write_frame(&mut stream, &list).await?;
     let selection: Selection = read_frame(&mut stream, MAX_LIST).await?;
     let (writer, carry) = writer_to(stream);
-    let sending = tokio::task::spawn_blocking(move || changes::send(Path::new(&paths.workspace), &list, &selection, limits, writer));
+    let sending =
+        tokio::task::spawn_blocking(move || changes::send(Path::new(&paths.workspace), &list, &selection, limits, writer));
     let (carried, sent) = tokio::join!(carry, sending);
     // A refusal explains why the stream broke off, so it comes first.
     let collected = sent.map_err(io::Error::other)??;

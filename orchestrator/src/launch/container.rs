@@ -20,7 +20,8 @@ use tar::{Builder, EntryType, Header};
 use super::engine::{Engine, status};
 use super::{Ended, Instance, LaunchError, LaunchSpec, Launched, Launcher, Tail, attach, check_name};
 
-/// Where the shim and its folders are: a volume of the container's own, the one place on its disk that can be written to.
+/// Where the shim and its folders are: a volume of the container's own, the one place on its disk that can be written to. Podman
+/// gives it to the container's user as a whole; the shim runs already by then, and is never started again.
 const ROOT: &str = "/ckrv";
 /// Marks every container that is ours.
 const MANAGED: &str = "dev.ckrv.managed";

@@ -29,7 +29,9 @@ pub use container::{ContainerConfig, ContainerLauncher, PullPolicy};
 pub use engine::{Engine, EngineKind};
 pub use lines::{Line, LineSplitter, MAX_LINE};
 pub use process::{ProcessConfig, ProcessLauncher};
-pub use session::{Collection, Egress, Hung, Route, RunEnd, RunSpec, SessionConfig, SessionError, ShimSession, Stopper, Watchdog};
+pub use session::{
+    Collection, Egress, Hung, Route, RunEnd, RunSpec, SessionConfig, SessionError, ShimSession, Stopper, Watchdog,
+};
 
 /// What to launch. The command itself is said later, over the session.
 #[derive(Clone, Debug)]
@@ -117,7 +119,9 @@ impl LaunchError {
     /// What the reader can do.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::EngineUnreachable { .. } => "start Docker or Podman (`podman system service`), or check that this user may use its socket",
+            Self::EngineUnreachable { .. } => {
+                "start Docker or Podman (`podman system service`), or check that this user may use its socket"
+            }
             Self::ImageNotFound { .. } => "pull or build the image on this machine, or let the policy pull missing images",
             Self::ImagePull { .. } => "check the image's name and digest, and that this machine may read its registry",
             Self::Refused { .. } => "the engine's own message says which limit or setting it can't serve",

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use ckrv_shim::mux::{self, MuxStream, Opener, Side};
 use ckrv_shim::protocol::{
-    ChangeList, Changed, CollectLimits, Collected, FromShim, MAX_LIST, OutputFrame, PROTOCOL, Prepare, Run, Selection, ShimPaths, Step,
-    StreamHeader, ToShim, read_frame, write_frame,
+    ChangeList, Changed, CollectLimits, Collected, FromShim, MAX_LIST, OutputFrame, PROTOCOL, Prepare, Run, Selection, ShimPaths,
+    Step, StreamHeader, ToShim, read_frame, write_frame,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, WriteHalf};
 use tokio::sync::{Mutex, mpsc};
@@ -105,7 +105,12 @@ impl ShimSession {
     }
 
     /// Sends the checkout. Once, before anything else. Gives the number of entries and bytes unpacked.
-    pub async fn prepare(&mut self, paths: ShimPaths, mut tar: impl AsyncRead + Unpin, limits: CollectLimits) -> Result<(u64, u64), SessionError> {
+    pub async fn prepare(
+        &mut self,
+        paths: ShimPaths,
+        mut tar: impl AsyncRead + Unpin,
+        limits: CollectLimits,
+    ) -> Result<(u64, u64), SessionError> {
         let prepare = Prepare { paths, max_entries: limits.max_entries, max_bytes: limits.max_bytes };
         self.say(&ToShim::Prepare(prepare)).await?;
         let mut stream = self.opener.open().await.map_err(|error| self.lost(&error))?;
@@ -163,7 +168,9 @@ impl ShimSession {
         loop {
             match self.answer(Step::Run).await? {
                 FromShim::Started { .. } => {}
-                FromShim::Exited { run, record } if run == id && record.output_frames == frames => return Ok(RunEnd { record, hung }),
+                FromShim::Exited { run, record } if run == id && record.output_frames == frames => {
+                    return Ok(RunEnd { record, hung });
+                }
                 FromShim::Exited { record, .. } => {
                     let counts = format!("{} output frames announced, {frames} arrived", record.output_frames);
                     return Err(SessionError::Protocol(counts));

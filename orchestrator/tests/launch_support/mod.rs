@@ -30,13 +30,24 @@ pub fn static_shim() -> &'static Path {
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static-shim");
         let folder = folder.to_str().expect("utf-8");
-        build(&["--target", &target, "--target-dir", folder], &[("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")])
+        // Unoptimised, unlike the workspace's tests: what is saved in building is more than what is lost in running.
+        let args = ["--target", &target, "--target-dir", folder, "--config", "profile.dev.package.\"*\".opt-level=0"];
+        build(&args, &[("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static")])
     })
 }
 
 fn build(args: &[&str], env: &[(&str, &str)]) -> PathBuf {
     let output = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--package", "ckrv-shim", "--bin", "ckrv-shim", "--message-format", "json-render-diagnostics"])
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "ckrv-shim",
+            "--bin",
+            "ckrv-shim",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
         .args(args)
         .envs(env.iter().copied())
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -44,7 +55,8 @@ fn build(args: &[&str], env: &[(&str, &str)]) -> PathBuf {
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "building the shim failed");
-    let lines = output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
+    let lines =
+        output.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok());
     let found = lines.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back();
     found.expect("cargo names the executable")
 }
@@ -96,6 +108,7 @@ pub async fn run(session: &mut ShimSession, spec: RunSpec) -> (RunEnd, Vec<u8>, 
         drop(output);
         end
     };
-    let (end, (stdout, stderr)) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, reading) }).await.expect("in time");
+    let (end, (stdout, stderr)) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(running, reading) }).await.expect("in time");
     (end.expect("the run ends"), stdout, stderr)
 }

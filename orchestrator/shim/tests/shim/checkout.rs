@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 
+use crate::support::{Bench, sh};
 use ckrv_shim::archive::ArchiveWriter;
 use ckrv_shim::protocol::*;
-use crate::support::{Bench, sh};
 
 type Entry = (tar::EntryType, u32, Vec<u8>);
 

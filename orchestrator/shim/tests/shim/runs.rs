@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use ckrv_shim::protocol::*;
 use crate::support::{Bench, gone, number_in, sh};
+use ckrv_shim::protocol::*;
 
 #[tokio::test]
 async fn ten_megabytes_of_output_arrive_whole_and_in_order() {
@@ -80,7 +80,8 @@ async fn the_deadline_kills_a_grandchild_that_ignores_term_in_a_session_of_its_o
 async fn what_a_command_leaves_in_the_background_is_killed_at_its_end() {
     let mut bench = Bench::prepared(&[]).await;
     // A double fork into another session: no parent and no group leads to it.
-    let result = bench.run(sh(1, "(setsid sh -c 'echo $$ > pid; exec sleep 1000' &) ; until [ -s pid ]; do :; done; echo over")).await;
+    let result =
+        bench.run(sh(1, "(setsid sh -c 'echo $$ > pid; exec sleep 1000' &) ; until [ -s pid ]; do :; done; echo over")).await;
     assert_eq!(result.stdout, b"over\n");
     assert_eq!(result.record.status, ExitStatus::Code(0));
     gone(number_in(&bench.workspace().join("pid")).await).await;
@@ -89,7 +90,11 @@ async fn what_a_command_leaves_in_the_background_is_killed_at_its_end() {
 #[tokio::test]
 async fn stop_sends_the_runs_signal_first_and_kills_after_the_grace() {
     let mut bench = Bench::prepared(&[]).await;
-    let polite = Run { stop_signal: StopSignal::Int, grace_seconds: 60, ..sh(1, "trap 'echo bye; exit 7' INT; echo up > up; while :; do sleep 0.05; done") };
+    let polite = Run {
+        stop_signal: StopSignal::Int,
+        grace_seconds: 60,
+        ..sh(1, "trap 'echo bye; exit 7' INT; echo up > up; while :; do sleep 0.05; done")
+    };
     let stream = bench.begin(polite).await;
     wait_for(&bench, "up").await;
     bench.say(&ToShim::Stop { run: 1, now: false }).await;
@@ -160,7 +165,8 @@ async fn the_environment_is_what_was_given_and_nothing_else() {
     run.env.insert("MINE".to_owned(), "1".to_owned());
     let paths = bench.paths();
     let text = String::from_utf8(bench.run(run).await.stdout).expect("text");
-    let names: Vec<_> = text.lines().filter_map(|line| line.split('=').next()).filter(|n| !["_", "SHLVL", "OLDPWD"].contains(n)).collect();
+    let names: Vec<_> =
+        text.lines().filter_map(|line| line.split('=').next()).filter(|n| !["_", "SHLVL", "OLDPWD"].contains(n)).collect();
     assert_eq!(names, ["HOME", "MINE", "PATH", "PWD", "TMPDIR"]);
     assert!(text.contains(&format!("HOME={}\n", paths.home)));
 }
@@ -169,7 +175,12 @@ async fn the_environment_is_what_was_given_and_nothing_else() {
 async fn files_of_the_plan_are_in_home_and_in_a_sealed_context() {
     let mut bench = Bench::prepared(&[]).await;
     let context = bench.paths().context;
-    let file = |place, path: &str| PlacedFile { place, path: path.to_owned(), content: "#!/bin/sh\necho x\n".to_owned(), executable: true };
+    let file = |place, path: &str| PlacedFile {
+        place,
+        path: path.to_owned(),
+        content: "#!/bin/sh\necho x\n".to_owned(),
+        executable: true,
+    };
     let mut run = sh(1, &format!("~/.agent/tool; {context}/rules/run; stat -c %a {context}/rules/run {context}"));
     run.files = vec![file(Place::Home, ".agent/tool"), file(Place::Context, "rules/run")];
     assert_eq!(bench.run(run.clone()).await.stdout, b"x\nx\n500\n500\n");
@@ -197,7 +208,11 @@ async fn a_route_leads_to_a_stream_of_the_runner() {
     let script = r#"h=${BASE#http://}; h=${h%/v1}; exec 3<>/dev/tcp/${h%:*}/${h#*:}; printf '%s %s' "$KEY" "${BASE/${h#*:}/PORT}" >&3; cat <&3"#;
     let mut run = sh(1, script);
     run.argv[0] = "/bin/bash".to_owned();
-    run.routes = vec![Route { base_url_env: "BASE".to_owned(), path: "/v1".to_owned(), placeholder: Some(("KEY".to_owned(), "tok".to_owned())) }];
+    run.routes = vec![Route {
+        base_url_env: "BASE".to_owned(),
+        path: "/v1".to_owned(),
+        placeholder: Some(("KEY".to_owned(), "tok".to_owned())),
+    }];
     let output = bench.begin(run).await;
     let mut route = bench.incoming.recv().await.expect("a route stream");
     assert_eq!(read_frame::<_, StreamHeader>(&mut route, 1024).await.expect("header"), StreamHeader::Route { run: 1, index: 0 });

@@ -181,7 +181,8 @@ pub async fn gone(pid: u32) {
 pub async fn number_in(path: &Path) -> u32 {
     timeout(PATIENCE, async {
         loop {
-            let number = std::fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')).and_then(|t| t.trim().parse().ok());
+            let number =
+                std::fs::read_to_string(path).ok().filter(|text| text.ends_with('\n')).and_then(|t| t.trim().parse().ok());
             if let Some(number) = number {
                 return number;
             }

@@ -56,7 +56,10 @@ impl Target {
     fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         headers.get_all(&self.route.header).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            let value = value.get(..self.route.prefix.len()).filter(|start| start.eq_ignore_ascii_case(&self.route.prefix)).map_or(value, |start| &value[start.len()..]);
+            let value = value
+                .get(..self.route.prefix.len())
+                .filter(|start| start.eq_ignore_ascii_case(&self.route.prefix))
+                .map_or(value, |start| &value[start.len()..]);
             // Of hashes, so that the time it takes says nothing.
             Sha256::digest(value.trim()) == Sha256::digest(token)
         })
@@ -73,8 +76,10 @@ impl Target {
     /// The agent's headers without the connection's own, without its token in any of them, with the key.
     fn headers(&self, from: &HeaderMap) -> Result<HeaderMap, BoxError> {
         let mut headers = end_to_end(from);
-        let carries_token = |value: &HeaderValue| self.token.as_ref().is_some_and(|token| contains(value.as_bytes(), token.as_bytes()));
-        let tokens: Vec<HeaderName> = headers.iter().filter(|(_, value)| carries_token(value)).map(|(name, _)| name.clone()).collect();
+        let carries_token =
+            |value: &HeaderValue| self.token.as_ref().is_some_and(|token| contains(value.as_bytes(), token.as_bytes()));
+        let tokens: Vec<HeaderName> =
+            headers.iter().filter(|(_, value)| carries_token(value)).map(|(name, _)| name.clone()).collect();
         for name in tokens {
             headers.remove(name);
         }

@@ -37,7 +37,11 @@ pub fn most_bytes(limits: CollectLimits) -> u64 {
 }
 
 /// Bytes and SHA-256 of what came.
-pub async fn receive(mut stream: MuxStream, writer: &mut (impl AsyncWrite + Unpin), most: u64) -> Result<(u64, String), SessionError> {
+pub async fn receive(
+    mut stream: MuxStream,
+    writer: &mut (impl AsyncWrite + Unpin),
+    most: u64,
+) -> Result<(u64, String), SessionError> {
     let (mut hash, mut total, mut chunk) = (Sha256::new(), 0_u64, vec![0; 64 * 1024]);
     loop {
         // A stream that breaks off is short, which the summary or its absence tells.

@@ -28,7 +28,12 @@ pub fn frames_of(mut stream: MuxStream) -> mpsc::Receiver<io::Result<OutputFrame
     frames
 }
 
-pub async fn read_answers(mut read: ReadHalf<MuxStream>, answers: mpsc::Sender<FromShim>, silence: Duration, lost: Arc<OnceLock<String>>) {
+pub async fn read_answers(
+    mut read: ReadHalf<MuxStream>,
+    answers: mpsc::Sender<FromShim>,
+    silence: Duration,
+    lost: Arc<OnceLock<String>>,
+) {
     loop {
         let reason = match timeout(silence, read_frame(&mut read, MAX_FRAME)).await {
             Ok(Ok(FromShim::Pong)) => continue,
