@@ -1,0 +1,72 @@
+//! `/v1/jobs/{id}/artifacts`: what a finished job left.
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use ckrv_core::wire::{ArtifactList, Problem};
+
+use crate::error::ApiError;
+use crate::extract::{Caller, JobPath, require_accept};
+use crate::jobs::{job_of, kept};
+use crate::state::ApiState;
+
+/// The names and sizes of a job's artifacts.
+#[utoipa::path(get, path = "/v1/jobs/{id}/artifacts", tag = "artifacts", params(("id" = String, Path)),
+    responses((status = 200, body = ArtifactList), (status = 404, body = Problem, content_type = "application/problem+json"), (status = 410, body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn list_artifacts(State(state): State<ApiState>, Caller(user): Caller, JobPath(id): JobPath) -> Result<axum::Json<ArtifactList>, ApiError> {
+    let job = kept(job_of(&state, &user, id).await?, state.now())?;
+    let mut artifacts = job.artifacts;
+    artifacts.iter_mut().for_each(|artifact| artifact.key.clear());
+    Ok(axum::Json(ArtifactList { artifacts }))
+}
+
+macro_rules! artifact {
+    ($(#[$doc:meta])* $handler:ident, $name:literal, $kind:literal) => {
+        $(#[$doc])*
+        #[utoipa::path(get, path = concat!("/v1/jobs/{id}/artifacts/", $name), tag = "artifacts", params(("id" = String, Path)),
+            responses((status = 200, body = String, content_type = $kind), (status = 404, body = Problem, content_type = "application/problem+json"), (status = 410, body = Problem, content_type = "application/problem+json")))]
+        pub(crate) async fn $handler(state: State<ApiState>, headers: HeaderMap, caller: Caller, path: JobPath) -> Result<Response, ApiError> {
+            download(state, headers, caller, path, $name, $kind).await
+        }
+    };
+}
+
+artifact!(
+    /// The diff of a job that succeeded, against its base commit.
+    get_diff, "diff", "text/plain");
+artifact!(
+    /// What the agent said and did, one JSON object a line.
+    get_transcript, "transcript", "application/x-ndjson");
+artifact!(
+    /// The whole log, one JSON object a line.
+    get_log, "log", "application/x-ndjson");
+artifact!(
+    /// What was made of what: commits, image, adapter, hashes.
+    get_manifest, "manifest", "application/json");
+
+async fn download(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    Caller(user): Caller,
+    JobPath(id): JobPath,
+    name: &str,
+    kind: &'static str,
+) -> Result<Response, ApiError> {
+    require_accept(&headers, &[kind, "text/plain"])?;
+    let job = kept(job_of(&state, &user, id).await?, state.now())?;
+    let missing = || {
+        let why = if job.state.is_final() { "The job left none." } else { "The job has not ended yet." };
+        ApiError::not_found("artifact_not_found", format!("There is no {name} of this job. {why}"))
+    };
+    let artifact = job.artifacts.iter().find(|artifact| artifact.name == name).ok_or_else(missing)?;
+    let stored = state.stores.blobs.get(&artifact.key).await?;
+    let content: Bytes = stored.ok_or_else(|| ApiError::internal(format!("the blob {} of a finished job is missing", artifact.key)))?;
+    let mut response = content.into_response();
+    let charset = if kind == "text/plain" { "text/plain; charset=utf-8" } else { kind };
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(charset));
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", artifact.sha256)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    Ok(response)
+}

@@ -1,0 +1,10 @@
+//! Login of clients: device flow, tokens, refresh, and the page on which the owner confirms.
+
+pub(crate) mod activate;
+pub(crate) mod device;
+pub(crate) mod keys;
+pub(crate) mod owner_code;
+mod page;
+pub(crate) mod rate;
+pub(crate) mod refresh;
+pub(crate) mod tokens;

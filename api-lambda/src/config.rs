@@ -1,0 +1,151 @@
+//! What an operator decides.
+
+use ckrv_core::Timestamp;
+use ckrv_core::id::UserId;
+use ckrv_core::repo_url::RepoUrlPolicy;
+use ckrv_core::wire::Tier;
+use ckrv_store::QuotaRule;
+use secrecy::SecretString;
+use url::Url;
+
+/// What happens when a month's included jobs are used up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Overage {
+    Blocked,
+    /// At most so many more, each at this price.
+    UpTo { jobs: u32, usd_per_job: f64 },
+    Unlimited { usd_per_job: f64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TierRule {
+    /// Jobs a month.
+    pub included: u32,
+    pub overage: Overage,
+}
+
+impl TierRule {
+    /// Included jobs and allowed overage; `None` is no limit.
+    #[must_use]
+    pub fn cap(&self) -> Option<u32> {
+        match self.overage {
+            Overage::Blocked => Some(self.included),
+            Overage::UpTo { jobs, .. } => Some(self.included.saturating_add(jobs)),
+            Overage::Unlimited { .. } => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tiers {
+    pub free: TierRule,
+    pub pro: TierRule,
+    pub enterprise: TierRule,
+}
+
+impl Default for Tiers {
+    /// The reference tiers of the HTTP contract.
+    fn default() -> Self {
+        Self {
+            free: TierRule { included: 10, overage: Overage::Blocked },
+            pro: TierRule { included: 100, overage: Overage::Unlimited { usd_per_job: 0.5 } },
+            enterprise: TierRule { included: 1000, overage: Overage::Unlimited { usd_per_job: 0.25 } },
+        }
+    }
+}
+
+impl Tiers {
+    #[must_use]
+    pub fn rule(&self, tier: Tier) -> TierRule {
+        match tier {
+            Tier::Free => self.free,
+            Tier::Pro => self.pro,
+            Tier::Enterprise => self.enterprise,
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn quota(&self, tier: Tier, now: Timestamp) -> QuotaRule {
+        let (month, resets_at) = month_of(now);
+        QuotaRule { month, cap: self.rule(tier).cap(), resets_at }
+    }
+}
+
+/// The month `yyyy-mm` (UTC) of a time, and the moment at which the next one begins.
+pub(crate) fn month_of(now: Timestamp) -> (String, Timestamp) {
+    let date = now.to_zoned(jiff::tz::TimeZone::UTC).date();
+    let month = format!("{:04}-{:02}", date.year(), date.month());
+    let next = if date.month() == 12 { (date.year() + 1, 1) } else { (date.year(), date.month() + 1) };
+    let resets_at = format!("{:04}-{:02}-01T00:00:00Z", next.0, next.1).parse().unwrap_or(Timestamp::MAX);
+    (month, resets_at)
+}
+
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Where clients reach this service, for example `http://127.0.0.1:7850/`.
+    pub public_url: Url,
+    /// `host` (any port) or `host:port`; a request for any other host is refused, which stops DNS rebinding.
+    pub allowed_hosts: Vec<String>,
+    /// Keys the hashes of user codes, refresh successors and CSRF tokens. At least 32 random bytes, in any encoding; kept over restarts.
+    pub hmac_key: SecretString,
+    /// Whom the activation page logs in: the embedded default's one user.
+    pub owner: UserId,
+    pub tiers: Tiers,
+    /// Told to who used up the quota.
+    pub upgrade_url: String,
+    /// `file:` and absolute paths as repositories, private addresses.
+    pub repo_urls: RepoUrlPolicy,
+    /// For specs and requests that name no agent.
+    pub default_agent: String,
+    pub default_timeout_seconds: u32,
+    pub max_timeout_seconds: u32,
+    /// How long results and logs are kept after a job's end.
+    pub retention_seconds: u32,
+    /// Between two polls of a device login.
+    pub device_interval_seconds: u32,
+    pub device_ttl_seconds: u32,
+    pub device_logins_per_minute: u32,
+    pub access_ttl_seconds: u32,
+    pub refresh_ttl_seconds: u32,
+    /// For how long a refresh token that was just exchanged gives the same successors again.
+    pub refresh_grace_seconds: u32,
+    /// Logs followed at once.
+    pub max_followers: usize,
+}
+
+impl ApiConfig {
+    /// The embedded default: one owner, local repositories allowed, reached at `public_url` and by its loopback names.
+    #[must_use]
+    pub fn embedded(public_url: Url, hmac_key: SecretString, owner: UserId) -> Self {
+        let mut allowed_hosts: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
+        allowed_hosts.extend(public_url.host_str().map(str::to_owned));
+        Self {
+            upgrade_url: public_url.join("/upgrade").map_or_else(|_| public_url.to_string(), |url| url.to_string()),
+            public_url,
+            allowed_hosts,
+            hmac_key,
+            owner,
+            tiers: Tiers::default(),
+            repo_urls: RepoUrlPolicy { local_paths: true, private_addresses: true },
+            default_agent: "claude".to_owned(),
+            default_timeout_seconds: 30 * 60,
+            max_timeout_seconds: 24 * 3600,
+            retention_seconds: 7 * 86_400,
+            device_interval_seconds: 5,
+            device_ttl_seconds: 600,
+            device_logins_per_minute: 60,
+            access_ttl_seconds: 3600,
+            refresh_ttl_seconds: 90 * 86_400,
+            refresh_grace_seconds: 30,
+            max_followers: 1000,
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        self.public_url.join(path).map_or_else(|_| path.to_owned(), |url| url.to_string())
+    }
+
+    pub(crate) fn is_https(&self) -> bool {
+        self.public_url.scheme() == "https"
+    }
+}

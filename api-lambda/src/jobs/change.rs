@@ -1,0 +1,55 @@
+//! `POST /v1/jobs/{id}/cancel` and `/retry`
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use ckrv_core::job::{JobRequest, State as JobState};
+use ckrv_core::machine::{Refusal, Verb};
+use ckrv_core::wire::{Job, Problem};
+use ckrv_store::VerbError;
+
+use super::submit::{Submission, submit};
+use super::view::Viewer;
+use crate::error::ApiError;
+use crate::extract::{Caller, IdempotencyKey, JobPath};
+use crate::state::ApiState;
+
+/// Cancels a job: a queued one ends at once, a running one is told to stop.
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = String, Path)),
+    responses((status = 200, body = Job), (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has already ended", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn cancel_job(State(state): State<ApiState>, Caller(user): Caller, JobPath(id): JobPath) -> Result<axum::Json<Job>, ApiError> {
+    super::job_of(&state, &user, id).await?;
+    let job = match state.stores.jobs.apply(id, &Verb::Cancel, state.now()).await {
+        Ok(job) => job,
+        Err(VerbError::Refused { job, refusal: Refusal::Ended }) if job.state == JobState::Cancelled => *job,
+        Err(VerbError::Refused { job, refusal: Refusal::Ended }) => {
+            let detail = format!("The job has already ended: {}.", job.state);
+            return Err(ApiError::new(StatusCode::CONFLICT, "job_ended", detail));
+        }
+        Err(VerbError::Refused { refusal, .. }) => return Err(ApiError::internal(refusal)),
+        Err(VerbError::NotFound) => return Err(super::not_found()),
+        Err(VerbError::Store(error)) => return Err(error.into()),
+    };
+    Ok(axum::Json(Viewer::new(&state).view(job).await?))
+}
+
+/// Makes a new job of the same spec, base and agent. It counts against the quota.
+#[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "jobs", params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 201, body = Job), (status = 200, description = "Replayed", body = Job),
+        (status = 402, body = Problem, content_type = "application/problem+json"), (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "The job has not ended", body = Problem, content_type = "application/problem+json"), (status = 410, body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn retry_job(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    JobPath(id): JobPath,
+    key: IdempotencyKey,
+) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
+    let job = super::kept(super::job_of(&state, &user, id).await?, state.now())?;
+    if !job.state.is_final() {
+        return Err(ApiError::new(StatusCode::CONFLICT, "job_not_ended", "The job has not ended yet.").hint("cancel it first"));
+    }
+    let spec = state.stores.blobs.get(&job.spec_key).await?;
+    let spec = spec.ok_or_else(|| ApiError::internal(format!("the spec of job {id} is missing")))?;
+    let request = JobRequest { retry_of: Some(id), ..job.request };
+    submit(&state, &user, Submission { request, spec, idempotency_key: key.0, body: format!("retry {id}").into_bytes() }).await
+}

@@ -1,0 +1,32 @@
+//! The HTTP API of `ckrv`, version 1. [`router`] is its table of contents; a handler extracts, authorises, takes one step in the store, answers.
+//!
+//! Invariant: no handler builds an error body. All say [`ApiError`], and one middleware makes an RFC 9457 answer of it.
+//! Invariant: what failed inside goes to the log and never to a client.
+
+mod agents;
+mod artifacts;
+mod auth;
+mod config;
+mod credentials;
+mod error;
+mod extract;
+mod health;
+mod housekeeping;
+mod jobs;
+mod middleware;
+mod router;
+mod secrets;
+mod serve;
+mod state;
+mod usage;
+mod users;
+
+pub use auth::owner_code::OwnerCodes;
+pub use config::{ApiConfig, Overage, TierRule, Tiers};
+pub use error::ApiError;
+pub use housekeeping::{housekeeping, purge_once};
+pub use router::{openapi, router};
+pub use serve::{TlsFiles, check_listen, serve};
+pub use state::{AgentCatalog, ApiState, Clock, SystemClock};
+pub use usage::UsageReport;
+pub use users::ensure_owner;

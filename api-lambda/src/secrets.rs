@@ -1,0 +1,58 @@
+//! `/v1/secrets`: an agent's API keys, write-only.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use ckrv_core::wire::{CreateSecret, MAX_CREDENTIAL_BYTES, Problem, SecretInfo, SecretList};
+use ckrv_store::{Put, SealContext, Secret};
+use secrecy::SecretString;
+
+use crate::credentials::{MAX_STORED, check_name, name_taken};
+use crate::error::ApiError;
+use crate::extract::{Caller, Json, Name};
+use crate::state::ApiState;
+
+fn info(secret: Secret) -> SecretInfo {
+    SecretInfo { name: secret.name, created_at: secret.created_at, last_used_at: secret.last_used_at }
+}
+
+/// The names of the stored secrets.
+#[utoipa::path(get, path = "/v1/secrets", tag = "secrets", responses((status = 200, body = SecretList)))]
+pub(crate) async fn list_secrets(State(state): State<ApiState>, Caller(user): Caller) -> Result<axum::Json<SecretList>, ApiError> {
+    let secrets = state.stores.accounts.secrets(user.id).await?.into_iter().map(info).collect();
+    Ok(axum::Json(SecretList { secrets }))
+}
+
+/// Stores a secret. Its value can't be read back.
+#[utoipa::path(post, path = "/v1/secrets", tag = "secrets", request_body = CreateSecret,
+    responses((status = 201, body = SecretInfo), (status = 409, body = Problem, content_type = "application/problem+json"), (status = 422, body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn create_secret(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    Json(body): Json<CreateSecret>,
+) -> Result<(StatusCode, axum::Json<SecretInfo>), ApiError> {
+    check_name(&body.name)?;
+    if body.value.trim().is_empty() || body.value.len() > MAX_CREDENTIAL_BYTES {
+        return Err(ApiError::invalid("invalid_value", format!("`value` must be 1 to {MAX_CREDENTIAL_BYTES} bytes.")));
+    }
+    if state.stores.accounts.secrets(user.id).await?.len() >= MAX_STORED {
+        return Err(ApiError::invalid("too_many_secrets", format!("At most {MAX_STORED} secrets can be stored.")));
+    }
+    let owner = user.id.to_string();
+    let context = SealContext { owner: &owner, kind: "secret", name: &body.name };
+    let value = state.stores.sealer.seal(context, &SecretString::from(body.value)).await?;
+    let secret = Secret { name: body.name, value, created_at: state.now(), last_used_at: None };
+    match state.stores.accounts.put_secret(user.id, &secret).await? {
+        Put::Done => Ok((StatusCode::CREATED, axum::Json(info(secret)))),
+        Put::Exists => Err(name_taken(&secret.name)),
+    }
+}
+
+/// Deletes a secret.
+#[utoipa::path(delete, path = "/v1/secrets/{name}", tag = "secrets", params(("name" = String, Path)),
+    responses((status = 204), (status = 404, body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn delete_secret(State(state): State<ApiState>, Caller(user): Caller, Name(name): Name) -> Result<StatusCode, ApiError> {
+    if state.stores.accounts.delete_secret(user.id, &name).await? {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(ApiError::not_found("secret_not_found", "There is no secret of that name."))
+}
