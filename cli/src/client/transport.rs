@@ -1,0 +1,208 @@
+//! One request and its answer: authentication, patience with a network that fails for a moment, and errors in the user's words.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable as _};
+use ckrv_core::wire::{REFRESH_GRANT, RefreshRequest, TokenResponse};
+use jiff::Timestamp;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::error;
+use crate::config::{Settings, is_loopback};
+use crate::error::CliError;
+use crate::tokens::{Exchange, Sessions};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two reads; a stream of events is kept alive by the service far more often than this.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Who we are to the service.
+#[derive(Clone, Debug)]
+pub enum Auth {
+    /// `CKRV_TOKEN`, or the token of a service of our own.
+    Token(SecretString),
+    Session(Sessions),
+}
+
+/// A connection to one service.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    auth: Auth,
+}
+
+impl Client {
+    /// # Errors
+    /// A service URL that is refused.
+    pub fn new(settings: &Settings) -> Result<Self, CliError> {
+        let base = settings.service()?;
+        let auth = match &settings.env.token {
+            Some(token) => Auth::Token(token.clone()),
+            None => Auth::Session(Sessions::new(&settings.env, base.as_str())),
+        };
+        Ok(Self { http: http_client(&base, settings)?, base, auth })
+    }
+
+    /// For a service that runs inside this process.
+    ///
+    /// # Errors
+    /// A URL that is refused.
+    pub fn with_token(settings: &Settings, base: &str, token: SecretString) -> Result<Self, CliError> {
+        let base = crate::config::service_url(base)?;
+        Ok(Self { http: http_client(&base, settings)?, base, auth: Auth::Token(token) })
+    }
+
+    #[must_use]
+    pub fn service(&self) -> &Url {
+        &self.base
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> Result<RequestBuilder, CliError> {
+        self.request_with(method, path, &[])
+    }
+
+    pub(super) fn request_with(&self, method: Method, path: &str, query: &[(&str, &str)]) -> Result<RequestBuilder, CliError> {
+        let mut url = self.base.join(path).map_err(|error| CliError::io("can't build a URL", error))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(self.http.request(method, url))
+    }
+
+    pub(super) async fn json<T: DeserializeOwned>(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CliError>,
+        repeatable: bool,
+    ) -> Result<T, CliError> {
+        let response = self.send(request, repeatable).await?;
+        self.decode(response).await
+    }
+
+    /// Sends with our token, which is renewed once if the service says that it is used up.
+    pub(super) async fn send(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CliError>,
+        repeatable: bool,
+    ) -> Result<Response, CliError> {
+        let token = match &self.auth {
+            Auth::Token(token) => token.clone(),
+            Auth::Session(sessions) => sessions.access(self, Timestamp::now()).await?,
+        };
+        let with = |token: &SecretString| Ok(request()?.bearer_auth(token.expose_secret()));
+        let response = self.patiently(|| with(&token), repeatable).await?;
+        let response = match &self.auth {
+            Auth::Session(sessions) if response.status() == StatusCode::UNAUTHORIZED => {
+                let token = sessions.renew(&token, self, Timestamp::now()).await?;
+                self.patiently(|| with(&token), repeatable).await?
+            }
+            _ => response,
+        };
+        self.checked(response).await
+    }
+
+    pub(super) async fn send_anonymous(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CliError>,
+        repeatable: bool,
+    ) -> Result<Response, CliError> {
+        let response = self.patiently(request, repeatable).await?;
+        self.checked(response).await
+    }
+
+    /// Whatever the answer is.
+    pub(super) async fn send_raw(&self, request: impl Fn() -> Result<RequestBuilder, CliError>) -> Result<Response, CliError> {
+        self.patiently(request, false).await
+    }
+
+    /// An answer that says success, or the error that it describes.
+    pub(super) async fn checked(&self, response: Response) -> Result<Response, CliError> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let has_token = matches!(self.auth, Auth::Token(_));
+        Err(error::from_response(response, has_token).await)
+    }
+
+    pub(super) async fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T, CliError> {
+        let bytes = response.bytes().await.map_err(|error| self.broken_off(error))?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            CliError::other("bad_answer", format!("{} answers something that is not the ckrv API", self.base))
+                .hint("check the service's URL, and that this ckrv is not older than the service")
+                .source(error)
+        })
+    }
+
+    pub(super) fn broken_off(&self, error: reqwest::Error) -> CliError {
+        error::unreachable(&self.base, error)
+    }
+
+    /// A connection that fails is tried again at once: nothing was sent. Anything else only if the request may be repeated.
+    async fn patiently(&self, request: impl Fn() -> Result<RequestBuilder, CliError>, repeatable: bool) -> Result<Response, CliError> {
+        let policy = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(2))
+            .with_max_times(3)
+            .with_jitter();
+        let attempt = || async {
+            let response = request().map_err(Failure::Ours)?.send().await.map_err(Failure::Network)?;
+            let busy = matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
+            if busy { Err(Failure::Busy(response)) } else { Ok(response) }
+        };
+        let result = attempt.retry(policy).when(|failure| match failure {
+            // Nobody listens on this machine: that doesn't change within a second.
+            Failure::Network(error) if error.is_connect() => !is_loopback(&self.base),
+            Failure::Network(_) | Failure::Busy(_) => repeatable,
+            Failure::Ours(_) => false,
+        });
+        match result.await {
+            Ok(response) | Err(Failure::Busy(response)) => Ok(response),
+            Err(Failure::Network(error)) => Err(self.broken_off(error)),
+            Err(Failure::Ours(error)) => Err(error),
+        }
+    }
+}
+
+enum Failure {
+    Ours(CliError),
+    Network(reqwest::Error),
+    Busy(Response),
+}
+
+impl Exchange for Client {
+    async fn exchange(&self, refresh: &SecretString) -> Result<Option<TokenResponse>, CliError> {
+        let body = RefreshRequest { refresh_token: refresh.expose_secret().to_owned(), grant_type: REFRESH_GRANT.to_owned() };
+        // Repeatable: the service gives the same successor again for a while.
+        let response = self.patiently(|| Ok(self.request(Method::POST, "v1/auth/refresh")?.json(&body)), true).await?;
+        if matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED) {
+            return Ok(None);
+        }
+        let response = self.checked(response).await?;
+        self.decode(response).await.map(Some)
+    }
+}
+
+fn http_client(base: &Url, settings: &Settings) -> Result<reqwest::Client, CliError> {
+    // Someone else may have installed it before us: the same one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let failed = |error| CliError::io("can't start the HTTP client", error);
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("ckrv/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .redirect(reqwest::redirect::Policy::limited(3));
+    if base.scheme() == "http" {
+        // This machine: no proxy, and no time spent on loading the system's certificates.
+        builder = builder.no_proxy().tls_certs_only(std::iter::empty());
+    } else {
+        builder = builder.https_only(true);
+        if let Some(path) = &settings.env.ca_file {
+            let pem = std::fs::read(path).map_err(|error| CliError::io(format!("can't read CKRV_CA_FILE {}", path.display()), error))?;
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem).map_err(failed)?);
+        }
+    }
+    builder.build().map_err(failed)
+}

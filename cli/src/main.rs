@@ -1,0 +1,7 @@
+//! The binary `ckrv`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ckrv_cli::main()
+}
