@@ -14,7 +14,11 @@ use crate::state::ApiState;
 /// The names and sizes of a job's artifacts.
 #[utoipa::path(get, path = "/v1/jobs/{id}/artifacts", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, body = ArtifactList), (status = 404, body = Problem, content_type = "application/problem+json"), (status = 410, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn list_artifacts(State(state): State<ApiState>, Caller(user): Caller, JobPath(id): JobPath) -> Result<axum::Json<ArtifactList>, ApiError> {
+pub(crate) async fn list_artifacts(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    JobPath(id): JobPath,
+) -> Result<axum::Json<ArtifactList>, ApiError> {
     let job = kept(job_of(&state, &user, id).await?, state.now())?;
     let mut artifacts = job.artifacts;
     artifacts.iter_mut().for_each(|artifact| artifact.key.clear());
@@ -61,7 +65,8 @@ async fn download(
     };
     let artifact = job.artifacts.iter().find(|artifact| artifact.name == name).ok_or_else(missing)?;
     let stored = state.stores.blobs.get(&artifact.key).await?;
-    let content: Bytes = stored.ok_or_else(|| ApiError::internal(format!("the blob {} of a finished job is missing", artifact.key)))?;
+    let content: Bytes =
+        stored.ok_or_else(|| ApiError::internal(format!("the blob {} of a finished job is missing", artifact.key)))?;
     let mut response = content.into_response();
     let charset = if kind == "text/plain" { "text/plain; charset=utf-8" } else { kind };
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(charset));

@@ -13,8 +13,13 @@ use url::Url;
 pub enum Overage {
     Blocked,
     /// At most so many more, each at this price.
-    UpTo { jobs: u32, usd_per_job: f64 },
-    Unlimited { usd_per_job: f64 },
+    UpTo {
+        jobs: u32,
+        usd_per_job: f64,
+    },
+    Unlimited {
+        usd_per_job: f64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

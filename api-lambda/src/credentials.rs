@@ -30,7 +30,10 @@ fn info(credential: Credential) -> CredentialInfo {
 
 /// The stored credentials, without their values.
 #[utoipa::path(get, path = "/v1/credentials", tag = "credentials", responses((status = 200, body = CredentialList)))]
-pub(crate) async fn list_credentials(State(state): State<ApiState>, Caller(user): Caller) -> Result<axum::Json<CredentialList>, ApiError> {
+pub(crate) async fn list_credentials(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+) -> Result<axum::Json<CredentialList>, ApiError> {
     let credentials = state.stores.accounts.credentials(user.id).await?.into_iter().map(info).collect();
     Ok(axum::Json(CredentialList { credentials }))
 }
@@ -69,7 +72,11 @@ pub(crate) async fn create_credential(
 /// Deletes a credential.
 #[utoipa::path(delete, path = "/v1/credentials/{name}", tag = "credentials", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn delete_credential(State(state): State<ApiState>, Caller(user): Caller, Name(name): Name) -> Result<StatusCode, ApiError> {
+pub(crate) async fn delete_credential(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    Name(name): Name,
+) -> Result<StatusCode, ApiError> {
     if state.stores.accounts.delete_credential(user.id, &name).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
@@ -77,5 +84,6 @@ pub(crate) async fn delete_credential(State(state): State<ApiState>, Caller(user
 }
 
 pub(crate) fn name_taken(name: &str) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, "name_taken", format!("The name `{name}` is taken.")).hint("delete it first, or choose another name")
+    ApiError::new(StatusCode::CONFLICT, "name_taken", format!("The name `{name}` is taken."))
+        .hint("delete it first, or choose another name")
 }

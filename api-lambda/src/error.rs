@@ -141,7 +141,8 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::BadCursor => Self::invalid("bad_cursor", "The cursor is not one of this list."),
             StoreError::Backend { .. } => {
-                let mut answer = Self::later(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service's store does not answer.", 2);
+                let mut answer =
+                    Self::later(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The service's store does not answer.", 2);
                 answer.cause = Some(Arc::new(error));
                 answer
             }

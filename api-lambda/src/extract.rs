@@ -136,14 +136,21 @@ impl FromRequestParts<ApiState> for IdempotencyKey {
         let Some(value) = parts.headers.get("idempotency-key") else { return Ok(Self(None)) };
         match value.to_str() {
             Ok(key) if (1..=255).contains(&key.len()) => Ok(Self(Some(key.to_owned()))),
-            _ => Err(ApiError::invalid("invalid_idempotency_key", "`Idempotency-Key` must be 1 to 255 visible ASCII characters.")),
+            _ => {
+                Err(ApiError::invalid("invalid_idempotency_key", "`Idempotency-Key` must be 1 to 255 visible ASCII characters."))
+            }
         }
     }
 }
 
 /// 406 unless the client accepts one of `offered` (without parameters, for example `application/json`).
 pub(crate) fn require_accept(headers: &HeaderMap, offered: &[&str]) -> Result<(), ApiError> {
-    let mut wanted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).peekable();
+    let mut wanted = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .peekable();
     if wanted.peek().is_none() {
         return Ok(());
     }
@@ -153,7 +160,9 @@ pub(crate) fn require_accept(headers: &HeaderMap, offered: &[&str]) -> Result<()
         let refused = parts.any(|part| matches!(part.strip_prefix("q="), Some("0" | "0.0" | "0.00" | "0.000")));
         !refused
             && offered.iter().any(|kind| {
-                range == "*/*" || range == *kind || range.strip_suffix("/*").is_some_and(|main| kind.split('/').next() == Some(main))
+                range == "*/*"
+                    || range == *kind
+                    || range.strip_suffix("/*").is_some_and(|main| kind.split('/').next() == Some(main))
             })
     };
     if wanted.any(matches) {

@@ -14,7 +14,10 @@ pub async fn housekeeping(state: ApiState) {
     let mut closing = state.closing();
     loop {
         if let Err(error) = purge_once(&state).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "expired jobs could not be purged; trying again in a minute");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "expired jobs could not be purged; trying again in a minute"
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}

@@ -35,7 +35,8 @@ pub(crate) async fn frame(State(state): State<ApiState>, request: Request, next:
 }
 
 fn request_id(headers: &HeaderMap) -> String {
-    let sane = |text: &&str| (8..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let sane =
+        |text: &&str| (8..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane);
     given.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
 }
@@ -48,7 +49,10 @@ fn check_host(state: &ApiState, request: &Request) -> Result<(), ApiError> {
     let header = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
     let target = request.uri().authority().map(axum::http::uri::Authority::as_str);
     let allowed = |host: &str| {
-        let name = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit())).map_or(host, |(name, _)| name);
+        let name = host
+            .rsplit_once(':')
+            .filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+            .map_or(host, |(name, _)| name);
         state.config.allowed_hosts.iter().any(|entry| entry.eq_ignore_ascii_case(host) || entry.eq_ignore_ascii_case(name))
     };
     let named = header.or(target);

@@ -17,7 +17,10 @@ fn info(secret: Secret) -> SecretInfo {
 
 /// The names of the stored secrets.
 #[utoipa::path(get, path = "/v1/secrets", tag = "secrets", responses((status = 200, body = SecretList)))]
-pub(crate) async fn list_secrets(State(state): State<ApiState>, Caller(user): Caller) -> Result<axum::Json<SecretList>, ApiError> {
+pub(crate) async fn list_secrets(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+) -> Result<axum::Json<SecretList>, ApiError> {
     let secrets = state.stores.accounts.secrets(user.id).await?.into_iter().map(info).collect();
     Ok(axum::Json(SecretList { secrets }))
 }
@@ -50,7 +53,11 @@ pub(crate) async fn create_secret(
 /// Deletes a secret.
 #[utoipa::path(delete, path = "/v1/secrets/{name}", tag = "secrets", params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn delete_secret(State(state): State<ApiState>, Caller(user): Caller, Name(name): Name) -> Result<StatusCode, ApiError> {
+pub(crate) async fn delete_secret(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    Name(name): Name,
+) -> Result<StatusCode, ApiError> {
     if state.stores.accounts.delete_secret(user.id, &name).await? {
         return Ok(StatusCode::NO_CONTENT);
     }

@@ -46,7 +46,12 @@ pub fn check_listen(addr: SocketAddr, tls: bool, behind_proxy: bool) -> Result<(
 ///
 /// # Errors
 /// TLS files that can't be read.
-pub async fn serve(listener: TcpListener, state: ApiState, tls: Option<TlsFiles>, shutdown: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    state: ApiState,
+    tls: Option<TlsFiles>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
     let app = router(state.clone());
     let (began, closing) = tokio::sync::oneshot::channel();
     let shutdown = async move {
@@ -138,7 +143,9 @@ impl axum::serve::Listener for TlsListener {
 }
 
 fn tls_config(files: &TlsFiles) -> io::Result<rustls::ServerConfig> {
-    let bad = |path: &PathBuf, error: rustls::pki_types::pem::Error| io::Error::other(format!("{} can't be used: {error}", path.display()));
+    let bad = |path: &PathBuf, error: rustls::pki_types::pem::Error| {
+        io::Error::other(format!("{} can't be used: {error}", path.display()))
+    };
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.certificates)
         .and_then(Iterator::collect)
         .map_err(|error| bad(&files.certificates, error))?;

@@ -48,7 +48,13 @@ pub struct ApiState {
 
 impl ApiState {
     #[must_use]
-    pub fn new(stores: Stores, config: ApiConfig, clock: Arc<dyn Clock>, agents: Arc<dyn AgentCatalog>, owner_codes: Arc<OwnerCodes>) -> Self {
+    pub fn new(
+        stores: Stores,
+        config: ApiConfig,
+        clock: Arc<dyn Clock>,
+        agents: Arc<dyn AgentCatalog>,
+        owner_codes: Arc<OwnerCodes>,
+    ) -> Self {
         Self {
             stores,
             device_window: Arc::new(Window::per_minute(config.device_logins_per_minute)),

@@ -38,7 +38,13 @@ pub async fn ensure_owner(stores: &Stores, tier: Tier, now: Timestamp) -> Result
         }
         return Ok(owner);
     }
-    let owner = User { id: UserId(uuid::Uuid::now_v7()), email: "owner@localhost".to_owned(), name: "Owner".to_owned(), tier, created_at: now };
+    let owner = User {
+        id: UserId(uuid::Uuid::now_v7()),
+        email: "owner@localhost".to_owned(),
+        name: "Owner".to_owned(),
+        tier,
+        created_at: now,
+    };
     stores.accounts.put_user(&owner).await?;
     Ok(owner)
 }

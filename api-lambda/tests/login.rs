@@ -16,7 +16,9 @@ async fn begin(service: &Service) -> Value {
 }
 
 async fn poll(service: &Service, login: &Value) -> Answer {
-    service.post("/v1/auth/token", "", json!({"client_id": "ckrv", "device_code": login["device_code"], "grant_type": DEVICE_GRANT})).await
+    service
+        .post("/v1/auth/token", "", json!({"client_id": "ckrv", "device_code": login["device_code"], "grant_type": DEVICE_GRANT}))
+        .await
 }
 
 async fn refresh(service: &Service, token: &Value) -> Answer {
@@ -37,7 +39,10 @@ async fn press(service: &Service, user_code: &str, owner_code: &str, action: &st
 
 async fn submit(service: &Service, cookie: &str, csrf: &str, user_code: &str, owner_code: &str, action: &str) -> Answer {
     let form = format!("user_code={user_code}&owner_code={owner_code}&csrf={csrf}&action={action}");
-    let request = Request::post("/activate").header("host", "localhost:7850").header("content-type", "application/x-www-form-urlencoded").header("cookie", cookie);
+    let request = Request::post("/activate")
+        .header("host", "localhost:7850")
+        .header("content-type", "application/x-www-form-urlencoded")
+        .header("cookie", cookie);
     service.send(request.body(Body::from(form)).unwrap()).await
 }
 
@@ -58,7 +63,12 @@ async fn a_login_goes_from_device_code_over_the_page_to_tokens_once() {
         assert!(!login[key].is_null(), "{key}");
     }
     let code = login["user_code"].as_str().unwrap();
-    assert!(code.len() == 9 && code[..4].bytes().all(|b| b.is_ascii_uppercase()) && &code[4..5] == "-" && code[5..].bytes().all(|b| b.is_ascii_digit()));
+    assert!(
+        code.len() == 9
+            && code[..4].bytes().all(|b| b.is_ascii_uppercase())
+            && &code[4..5] == "-"
+            && code[5..].bytes().all(|b| b.is_ascii_digit())
+    );
     let body = poll(&service, &login).await.problem(400, "authorization_pending");
     assert_eq!(body["error"], "authorization_pending");
     let pressed = press(&service, &code.to_lowercase().replace('-', ""), &service.last_code().to_lowercase(), "approve").await;
@@ -135,7 +145,10 @@ async fn the_page_takes_only_its_own_form() {
     let set = page.header("set-cookie");
     assert!(set.contains("HttpOnly") && set.contains("SameSite=Strict"), "{set}");
     let policy = page.header("content-security-policy");
-    assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && policy.contains("frame-ancestors 'none'"), "{policy}");
+    assert!(
+        policy.starts_with("default-src 'none'; style-src 'sha256-") && policy.contains("frame-ancestors 'none'"),
+        "{policy}"
+    );
     assert!(!page.text.contains("<script") && !page.text.contains("http"), "nothing external, no script");
     let csrf = between(&page.text, "name=\"csrf\" value=\"", "\"").to_owned();
     let cookie = set.split(';').next().unwrap().to_owned();
@@ -146,7 +159,9 @@ async fn the_page_takes_only_its_own_form() {
     assert_eq!(submit(&service, &other, &csrf, code, &owner_code, "approve").await.status, 403);
     for (name, value) in [("origin", "http://evil.example"), ("sec-fetch-site", "cross-site"), ("origin", "null")] {
         let form = format!("user_code={code}&owner_code={owner_code}&csrf={csrf}&action=approve");
-        let request = Request::post("/activate").header("host", "localhost:7850").header("content-type", "application/x-www-form-urlencoded");
+        let request = Request::post("/activate")
+            .header("host", "localhost:7850")
+            .header("content-type", "application/x-www-form-urlencoded");
         let request = request.header("cookie", &cookie).header(name, value).body(Body::from(form)).unwrap();
         assert_eq!(service.send(request).await.status, 403, "{name}: {value}");
     }

@@ -25,8 +25,21 @@ fn operations(id: &str) -> Vec<(String, String, bool)> {
 async fn every_endpoint_but_login_and_health_wants_a_token() {
     let service = Service::start().await;
     let id = service.make_job(&service.owner_token().await).await.to_string();
-    let public: Vec<String> = operations(&id).into_iter().filter(|(_, _, public)| *public).map(|(method, path, _)| format!("{method} {path}")).collect();
-    let expected = ["GET /activate", "POST /activate", "GET /healthz", "GET /readyz", "POST /v1/auth/device", "POST /v1/auth/refresh", "POST /v1/auth/token", "GET /v1/openapi.json"];
+    let public: Vec<String> = operations(&id)
+        .into_iter()
+        .filter(|(_, _, public)| *public)
+        .map(|(method, path, _)| format!("{method} {path}"))
+        .collect();
+    let expected = [
+        "GET /activate",
+        "POST /activate",
+        "GET /healthz",
+        "GET /readyz",
+        "POST /v1/auth/device",
+        "POST /v1/auth/refresh",
+        "POST /v1/auth/token",
+        "GET /v1/openapi.json",
+    ];
     assert_eq!(public, expected);
     for (method, path, _) in operations(&id).into_iter().filter(|(_, _, public)| !public) {
         for token in ["", "ckrv_at_wrong", "wrong"] {
@@ -42,7 +55,9 @@ async fn what_belongs_to_somebody_else_is_not_there() {
     let service = Service::start().await;
     let (mine, other) = (service.owner_token().await, service.stranger_token().await);
     let id = service.make_job(&mine).await;
-    service.post("/v1/credentials", &mine, json!({"name": "mine", "provider": "github", "credential_type": "pat", "value": "x"})).await;
+    service
+        .post("/v1/credentials", &mine, json!({"name": "mine", "provider": "github", "credential_type": "pat", "value": "x"}))
+        .await;
     service.post("/v1/secrets", &mine, json!({"name": "mine", "value": "x"})).await;
     service.succeed(id, 3).await;
     let mut seen = 0;
@@ -75,7 +90,12 @@ async fn bad_input_is_refused_the_same_way_everywhere() {
     let token = service.owner_token().await;
     for path in ["/v1/jobs", "/v1/credentials", "/v1/secrets", "/v1/auth/device", "/v1/auth/token", "/v1/auth/refresh"] {
         let raw = |kind: &str, body: Vec<u8>| {
-            Request::post(path).header("host", "localhost").header("authorization", format!("Bearer {token}")).header("content-type", kind).body(Body::from(body)).unwrap()
+            Request::post(path)
+                .header("host", "localhost")
+                .header("authorization", format!("Bearer {token}"))
+                .header("content-type", kind)
+                .body(Body::from(body))
+                .unwrap()
         };
         service.send(raw("application/json", b"{".to_vec())).await.problem(400, "bad_json");
         service.send(raw("application/json", b"[1]".to_vec())).await.problem(422, "invalid_body");
@@ -91,7 +111,9 @@ async fn bad_input_is_refused_the_same_way_everywhere() {
     }
     let answer = service.post("/v1/secrets", &token, json!({"name": ["hunter2"], "value": "x"})).await;
     answer.problem(422, "invalid_body");
-    let answer = service.post("/v1/credentials", &token, json!({"name": "x", "provider": "hunter2", "credential_type": "pat", "value": "x"})).await;
+    let answer = service
+        .post("/v1/credentials", &token, json!({"name": "x", "provider": "hunter2", "credential_type": "pat", "value": "x"}))
+        .await;
     assert!(!answer.text.contains("hunter2"), "a value is never repeated: {}", answer.text);
 }
 
@@ -153,7 +175,9 @@ fn the_document_is_openapi_3_1_and_names_every_operation_once() {
             ids.push(operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path}")).to_owned());
             assert!(operation["responses"].as_object().is_some_and(|answers| !answers.is_empty()), "{method} {path}");
             for parameter in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
-                let declared = operation["parameters"].as_array().is_some_and(|all| all.iter().any(|p| p["name"] == parameter && p["in"] == "path"));
+                let declared = operation["parameters"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|p| p["name"] == parameter && p["in"] == "path"));
                 assert!(declared, "{method} {path} declares {parameter}");
             }
         }
@@ -178,7 +202,14 @@ async fn the_committed_document_is_the_one_that_is_served() {
 
 #[test]
 fn beyond_loopback_needs_tls_or_a_proxy() {
-    for (addr, tls, proxy, fine) in [("127.0.0.1:1", false, false, true), ("[::1]:1", false, false, true), ("0.0.0.0:1", false, false, false), ("[::]:1", false, false, false), ("10.0.0.1:1", true, false, true), ("10.0.0.1:1", false, true, true)] {
+    for (addr, tls, proxy, fine) in [
+        ("127.0.0.1:1", false, false, true),
+        ("[::1]:1", false, false, true),
+        ("0.0.0.0:1", false, false, false),
+        ("[::]:1", false, false, false),
+        ("10.0.0.1:1", true, false, true),
+        ("10.0.0.1:1", false, true, true),
+    ] {
         assert_eq!(ckrv_api::check_listen(addr.parse().unwrap(), tls, proxy).is_ok(), fine, "{addr}");
     }
 }

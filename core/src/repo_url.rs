@@ -56,7 +56,9 @@ impl RepoUrlError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::UserInfo => "store the token with `ckrv cloud credentials add` and name it with `--credential`; take it out of the URL",
+            Self::UserInfo => {
+                "store the token with `ckrv cloud credentials add` and name it with `--credential`; take it out of the URL"
+            }
             Self::LocalPath => "push the repository to a git server that the service can reach",
             Self::Private(_) => "the service's operator can allow private addresses by policy",
             Self::Scheme(scheme) if scheme == "http" => "plain http would send the credential in the clear; use the https URL",
@@ -194,9 +196,8 @@ fn normal_host(host: &str) -> Result<String, RepoUrlError> {
         return Err(RepoUrlError::Malformed("its host begins with a hyphen"));
     }
     match Host::parse(host) {
-        Ok(Host::Domain(name)) => Ok(name.trim_end_matches('.').to_owned()).and_then(|name| {
-            if name.is_empty() { Err(RepoUrlError::Malformed("it names no host")) } else { Ok(name) }
-        }),
+        Ok(Host::Domain(name)) => Ok(name.trim_end_matches('.').to_owned())
+            .and_then(|name| if name.is_empty() { Err(RepoUrlError::Malformed("it names no host")) } else { Ok(name) }),
         Ok(Host::Ipv4(ip)) => Ok(ip.to_string()),
         Ok(Host::Ipv6(ip)) => Ok(ip.to_string()),
         Err(_) => Err(RepoUrlError::Malformed("its host is not a host name")),

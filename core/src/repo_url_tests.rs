@@ -9,7 +9,10 @@ fn public(text: &str) -> Result<RepoUrl, RepoUrlError> {
 #[test]
 fn https_and_both_ways_to_write_ssh_are_accepted() {
     let https = public("https://GitHub.com:8443/o/r.git").unwrap();
-    assert_eq!((https.transport, https.host.as_str(), https.port, https.path.as_str()), (Transport::Https, "github.com", Some(8443), "/o/r.git"));
+    assert_eq!(
+        (https.transport, https.host.as_str(), https.port, https.path.as_str()),
+        (Transport::Https, "github.com", Some(8443), "/o/r.git")
+    );
     let ssh = public("ssh://git@github.com:2222/o/r.git").unwrap();
     assert_eq!((ssh.transport, ssh.host.as_str(), ssh.port), (Transport::Ssh, "github.com", Some(2222)));
     let scp = public("git@github.com:o/r.git").unwrap();
@@ -19,7 +22,12 @@ fn https_and_both_ways_to_write_ssh_are_accepted() {
 
 #[test]
 fn user_and_password_are_refused_and_never_repeated() {
-    for text in ["https://u:hunter2@github.com/o/r", "https://hunter2@github.com/o/r", "ssh://git:hunter2@github.com/o/r", "https://@github.com/o/r"] {
+    for text in [
+        "https://u:hunter2@github.com/o/r",
+        "https://hunter2@github.com/o/r",
+        "ssh://git:hunter2@github.com/o/r",
+        "https://@github.com/o/r",
+    ] {
         let error = public(text).unwrap_err();
         assert_eq!(error, RepoUrlError::UserInfo, "{text}");
         assert!(!format!("{error} {}", error.hint()).contains("hunter2"));
@@ -50,9 +58,33 @@ fn local_paths_need_the_policy() {
 #[test]
 fn private_addresses_are_refused_in_every_spelling() {
     let hosts = [
-        "127.0.0.1", "0x7f.1", "2130706433", "127.1", "127.0.0.1.", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1",
-        "0.0.0.0", "198.18.0.1", "224.0.0.1", "255.255.255.255", "[::1]", "[::]", "[fe80::1]", "[fd00:ec2::254]", "[::ffff:127.0.0.1]",
-        "[64:ff9b::a00:1]", "[2002:7f00:1::]", "[ff02::1]", "localhost", "LOCALHOST.", "a.localhost", "nas.local", "metadata.google.internal",
+        "127.0.0.1",
+        "0x7f.1",
+        "2130706433",
+        "127.1",
+        "127.0.0.1.",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "198.18.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "[::1]",
+        "[::]",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::a00:1]",
+        "[2002:7f00:1::]",
+        "[ff02::1]",
+        "localhost",
+        "LOCALHOST.",
+        "a.localhost",
+        "nas.local",
+        "metadata.google.internal",
     ];
     for host in hosts {
         for url in [format!("https://{host}/o/r"), format!("ssh://git@{host}/o/r"), format!("git@{host}:o/r")] {
@@ -69,9 +101,24 @@ fn private_addresses_are_refused_in_every_spelling() {
 #[test]
 fn what_git_or_ssh_would_misread_is_refused() {
     for text in [
-        "", "-oProxyCommand=x", "https://github.com", "https://github.com/", "git@-oProxyCommand=x:r", "ssh://-oProxyCommand=x/r",
-        "-x@github.com:r", "git@github.com:-r", "git@github.com:", "https://github.com/o/r?token=x", "https://github.com/o/r#x",
-        "https://github.com/o/r\n", "https://git hub.com/o", "just-a-word", "https://github.com\\@10.0.0.1/x", "https:///github.com/o/r", "a/b:c", "git@github.com",
+        "",
+        "-oProxyCommand=x",
+        "https://github.com",
+        "https://github.com/",
+        "git@-oProxyCommand=x:r",
+        "ssh://-oProxyCommand=x/r",
+        "-x@github.com:r",
+        "git@github.com:-r",
+        "git@github.com:",
+        "https://github.com/o/r?token=x",
+        "https://github.com/o/r#x",
+        "https://github.com/o/r\n",
+        "https://git hub.com/o",
+        "just-a-word",
+        "https://github.com\\@10.0.0.1/x",
+        "https:///github.com/o/r",
+        "a/b:c",
+        "git@github.com",
     ] {
         assert!(public(text).is_err(), "{text}");
     }
@@ -83,7 +130,10 @@ fn branch_names_follow_git() {
     for name in ["main", "feature/x", "a.b", "v1.0", "x@y", "ünïcode", "a-", "0123abcd", "@x", "x.lockx"] {
         assert_eq!(check_branch(name), Ok(()), "{name}");
     }
-    for name in ["", "-x", "@", "HEAD", "a b", "a..b", "a~1", "a^", "a:b", "a?", "a*", "a[b", "a\\b", "/a", "a/", "a//b", ".a", "a/.b", "a.lock", "a.lock/b", "a.", "a@{b", "a\tb", "a\u{7f}"] {
+    for name in [
+        "", "-x", "@", "HEAD", "a b", "a..b", "a~1", "a^", "a:b", "a?", "a*", "a[b", "a\\b", "/a", "a/", "a//b", ".a", "a/.b",
+        "a.lock", "a.lock/b", "a.", "a@{b", "a\tb", "a\u{7f}",
+    ] {
         assert!(check_branch(name).is_err(), "{name}");
     }
     assert!(check_branch(&"x".repeat(251)).is_err());

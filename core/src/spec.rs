@@ -186,7 +186,9 @@ fn read_keys(map: &Map<String, Value>, line: &dyn Fn(&str) -> u64) -> Result<Spe
     }
     let timeout_seconds = match map.get("timeout") {
         None => None,
-        Some(value) => Some(timeout(value).ok_or_else(|| bad("timeout", line, "must be a length of time: `90s`, `30m`, `2h`, or seconds"))?),
+        Some(value) => {
+            Some(timeout(value).ok_or_else(|| bad("timeout", line, "must be a length of time: `90s`, `30m`, `2h`, or seconds"))?)
+        }
     };
     let command = match map.get("command") {
         None => None,

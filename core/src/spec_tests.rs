@@ -83,7 +83,9 @@ fn broken_yaml_is_told_with_its_place_in_the_document() {
     let error = parse("---\nagent: claude\nmodel: [a, b\n---\nDo it\n").unwrap_err();
     let SpecError::Yaml { line, .. } = &error else { panic!("{error:?}") };
     assert!((3..=4).contains(line), "{error}");
-    let SpecError::Yaml { line, column, .. } = parse("---\nagent: claude\n\tmodel: x\n---\nDo it\n").unwrap_err() else { panic!() };
+    let SpecError::Yaml { line, column, .. } = parse("---\nagent: claude\n\tmodel: x\n---\nDo it\n").unwrap_err() else {
+        panic!()
+    };
     assert!((2..=3).contains(&line) && column > 0, "{line}:{column}");
     assert!(matches!(Spec::parse("agent: 'x\n", Some("a.yaml")), Err(SpecError::Yaml { .. })));
 }
@@ -143,7 +145,8 @@ fn aliases_that_multiply_are_stopped_by_the_budget() {
 
 #[test]
 fn lengths_of_time_are_read() {
-    for (text, seconds) in [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86_400), (" 5m ", 300)] {
+    for (text, seconds) in [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1d", 86_400), (" 5m ", 300)]
+    {
         assert_eq!(parse_timeout(text), Some(seconds), "{text}");
     }
     for text in ["", "0", "0s", "m", "5x", "30m2h", "1h1h", "5 m", "99999999999", "99999d9", "-1", "1.5h", "٣m", "5é"] {

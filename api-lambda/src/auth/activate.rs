@@ -32,7 +32,11 @@ struct Submitted {
 /// The page on which a login is confirmed.
 #[utoipa::path(get, path = "/activate", tag = "auth", security(()), params(("user_code" = Option<String>, Query)),
     responses((status = 200, description = "The page", body = String, content_type = "text/html")))]
-pub(crate) async fn show_activation(State(state): State<ApiState>, headers: HeaderMap, Query(params): Query<ShowParams>) -> Result<Response, ApiError> {
+pub(crate) async fn show_activation(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    Query(params): Query<ShowParams>,
+) -> Result<Response, ApiError> {
     require_accept(&headers, &["text/html"])?;
     let cookie = csrf_cookie(&headers).unwrap_or_else(keys::random_token);
     let code: String = params.user_code.chars().take(20).collect();
@@ -49,7 +53,11 @@ pub(crate) async fn submit_activation(State(state): State<ApiState>, request: Re
     require_accept(&headers, &["text/html"])?;
     let form_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if form_type.and_then(|kind| kind.split(';').next()).map(str::trim) != Some("application/x-www-form-urlencoded") {
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "This takes the form of the activation page."));
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "This takes the form of the activation page.",
+        ));
     }
     let body = read_body(request, &state).await?;
     let Some(form) = read_form(&body) else {
@@ -73,7 +81,11 @@ async fn decide(state: &ApiState, cookie: &str, form: &Submitted) -> Result<Resp
     let found = state.stores.accounts.device_by_user_code(&hmac).await?;
     let Some(mut login) = found.filter(|login| login.state == DeviceState::Pending && now < login.expires_at) else {
         state.owner_codes.count_failure(now);
-        return again(StatusCode::NOT_FOUND, "No login waits under this code. Check it, or begin again in the program: codes are good for 10 minutes.").await;
+        return again(
+            StatusCode::NOT_FOUND,
+            "No login waits under this code. Check it, or begin again in the program: codes are good for 10 minutes.",
+        )
+        .await;
     };
     match form.action.as_str() {
         "deny" => {
@@ -88,7 +100,11 @@ async fn decide(state: &ApiState, cookie: &str, form: &Submitted) -> Result<Resp
             }
             Err(CodeError::Locked(seconds)) => Ok(locked(seconds)),
             Err(CodeError::Wrong) => {
-                again(StatusCode::FORBIDDEN, "The one-time code is wrong or was used before. The good one is the last that `ckrv serve` printed.").await
+                again(
+                    StatusCode::FORBIDDEN,
+                    "The one-time code is wrong or was used before. The good one is the last that `ckrv serve` printed.",
+                )
+                .await
             }
         },
         _ => again(StatusCode::BAD_REQUEST, "Press one of the two buttons.").await,
@@ -151,8 +167,11 @@ fn csrf_token(state: &ApiState, cookie: &str) -> String {
 }
 
 fn csrf_cookie(headers: &HeaderMap) -> Option<String> {
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
-    let plain = |value: &&str| value.len() == 43 && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    let cookies =
+        headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(';'));
+    let plain = |value: &&str| {
+        value.len() == 43 && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
     cookies.filter_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('=')).find(plain).map(str::to_owned)
 }
 

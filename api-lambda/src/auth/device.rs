@@ -5,8 +5,8 @@ use axum::http::StatusCode;
 use ckrv_core::wire::{DEVICE_GRANT, DeviceRequest, DeviceResponse, Problem, TokenRequest, TokenResponse};
 use ckrv_store::{DeviceLogin, DeviceState};
 
-use crate::auth::tokens::{self, seconds};
 use crate::auth::keys;
+use crate::auth::tokens::{self, seconds};
 use crate::error::ApiError;
 use crate::extract::Json;
 use crate::state::ApiState;
@@ -14,7 +14,10 @@ use crate::state::ApiState;
 /// Begins a login on a device.
 #[utoipa::path(post, path = "/v1/auth/device", tag = "auth", request_body = DeviceRequest, security(()),
     responses((status = 200, body = DeviceResponse), (status = 429, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn start_device_login(State(state): State<ApiState>, Json(body): Json<DeviceRequest>) -> Result<axum::Json<DeviceResponse>, ApiError> {
+pub(crate) async fn start_device_login(
+    State(state): State<ApiState>,
+    Json(body): Json<DeviceRequest>,
+) -> Result<axum::Json<DeviceResponse>, ApiError> {
     let now = state.now();
     let plain = (1..=100).contains(&body.client_id.len()) && body.client_id.bytes().all(|byte| byte.is_ascii_graphic());
     if !plain {
@@ -53,7 +56,10 @@ pub(crate) fn user_code_hmac(state: &ApiState, code: &str) -> String {
 /// Asks whether a login on a device was confirmed, and fetches its tokens, once.
 #[utoipa::path(post, path = "/v1/auth/token", tag = "auth", request_body = TokenRequest, security(()),
     responses((status = 200, body = TokenResponse), (status = 400, description = "OAuth error: `authorization_pending`, `slow_down`, `access_denied`, `expired_token`", body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn fetch_token(State(state): State<ApiState>, Json(body): Json<TokenRequest>) -> Result<axum::Json<TokenResponse>, ApiError> {
+pub(crate) async fn fetch_token(
+    State(state): State<ApiState>,
+    Json(body): Json<TokenRequest>,
+) -> Result<axum::Json<TokenResponse>, ApiError> {
     if body.grant_type != DEVICE_GRANT {
         return Err(ApiError::oauth("unsupported_grant_type", format!("`grant_type` must be `{DEVICE_GRANT}`.")));
     }
@@ -65,7 +71,9 @@ pub(crate) async fn fetch_token(State(state): State<ApiState>, Json(body): Json<
         return Err(unknown());
     }
     if now >= login.expires_at {
-        return Err(ApiError::oauth("expired_token", "The login was not confirmed in time.").hint("begin again with `ckrv cloud login`"));
+        return Err(
+            ApiError::oauth("expired_token", "The login was not confirmed in time.").hint("begin again with `ckrv cloud login`")
+        );
     }
     match (login.state, login.user) {
         (DeviceState::Denied, _) => Err(ApiError::oauth("access_denied", "The login was denied.")),

@@ -89,12 +89,22 @@ pub(crate) async fn rotate(state: &ApiState, token: &str) -> Result<TokenRespons
 
 fn successors(state: &ApiState, family: &str, token: &str) -> (String, String) {
     let derive = |purpose| keys::token_text(&keys::keyed(&state.config.hmac_key, purpose, token));
-    (format!("{ACCESS_PREFIX}{}", derive("access-successor")), format!("{REFRESH_PREFIX}{family}.{}", derive("refresh-successor")))
+    (
+        format!("{ACCESS_PREFIX}{}", derive("access-successor")),
+        format!("{REFRESH_PREFIX}{family}.{}", derive("refresh-successor")),
+    )
 }
 
-async fn answer(state: &ApiState, family: &RefreshFamily, access: String, refresh: String, expires_at: Timestamp) -> Result<TokenResponse, ApiError> {
+async fn answer(
+    state: &ApiState,
+    family: &RefreshFamily,
+    access: String,
+    refresh: String,
+    expires_at: Timestamp,
+) -> Result<TokenResponse, ApiError> {
     // Also when the pair is given again: the first try may have ended before this.
-    let token = AccessToken { sha256: keys::sha256_hex(access.as_bytes()), user: family.user, family: family.id.clone(), expires_at };
+    let token =
+        AccessToken { sha256: keys::sha256_hex(access.as_bytes()), user: family.user, family: family.id.clone(), expires_at };
     state.stores.accounts.put_access_token(&token).await?;
     let left = expires_at.duration_since(state.now()).as_secs().max(0);
     Ok(TokenResponse {
@@ -106,7 +116,8 @@ async fn answer(state: &ApiState, family: &RefreshFamily, access: String, refres
 }
 
 fn invalid_grant() -> ApiError {
-    ApiError::oauth("invalid_grant", "The refresh token is not valid, has expired or was revoked.").hint("log in again with `ckrv cloud login`")
+    ApiError::oauth("invalid_grant", "The refresh token is not valid, has expired or was revoked.")
+        .hint("log in again with `ckrv cloud login`")
 }
 
 pub(crate) fn seconds(count: u32) -> SignedDuration {

@@ -27,7 +27,8 @@ pub(crate) fn check(mut body: CreateCredential) -> Result<CreateCredential, ApiE
     match body.credential_type {
         CredentialType::Pat => {
             if !body.value.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(invalid_value("A token has no spaces, line ends or letters beyond ASCII.").hint("was it copied with something around it?"));
+                return Err(invalid_value("A token has no spaces, line ends or letters beyond ASCII.")
+                    .hint("was it copied with something around it?"));
             }
         }
         CredentialType::DeployKey => body.value = check_key(&body.value)?,
@@ -53,8 +54,10 @@ fn check_key(value: &str) -> Result<String, ApiError> {
     let mut lines = key.lines();
     let first = lines.next().unwrap_or_default();
     let label = first.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----"));
-    let Some(label) = label.filter(|label| label.ends_with("PRIVATE KEY") && key.ends_with(&format!("-----END {label}-----"))) else {
-        return Err(invalid_value("This is not a private key in OpenSSH or PEM format.").hint("give the whole file, from `-----BEGIN` to `-----END`"));
+    let Some(label) = label.filter(|label| label.ends_with("PRIVATE KEY") && key.ends_with(&format!("-----END {label}-----")))
+    else {
+        return Err(invalid_value("This is not a private key in OpenSSH or PEM format.")
+            .hint("give the whole file, from `-----BEGIN` to `-----END`"));
     };
     if is_encrypted(label, key)? {
         return Err(invalid_value("This key is protected by a passphrase, which the service could not type.")
@@ -89,7 +92,8 @@ fn hosts(provider: Provider, given: Option<Vec<String>>) -> Result<Vec<String>, 
     };
     let hosts = given.unwrap_or_else(|| if default.is_empty() { Vec::new() } else { vec![default.to_owned()] });
     if hosts.is_empty() {
-        return Err(ApiError::invalid("hosts_required", "Say at which `hosts` this credential may be offered.").hint("for example [\"git.example.com\"]"));
+        return Err(ApiError::invalid("hosts_required", "Say at which `hosts` this credential may be offered.")
+            .hint("for example [\"git.example.com\"]"));
     }
     if hosts.len() > MAX_HOSTS {
         return Err(ApiError::invalid("invalid_hosts", format!("At most {MAX_HOSTS} hosts.")));
@@ -101,7 +105,9 @@ fn check_host(text: &str) -> Result<String, ApiError> {
     let bad = || ApiError::invalid("invalid_hosts", "A host is `name` or `name:port`, without scheme, path or user.");
     let lower = text.to_ascii_lowercase();
     let url = url::Url::parse(&format!("https://{lower}")).map_err(|_| bad())?;
-    let clean = !lower.contains(['/', '@', '?', '#', '\\']) && !lower.chars().any(|c| c.is_whitespace() || c.is_control()) && !lower.starts_with('-');
+    let clean = !lower.contains(['/', '@', '?', '#', '\\'])
+        && !lower.chars().any(|c| c.is_whitespace() || c.is_control())
+        && !lower.starts_with('-');
     if !clean || url.host_str().is_none() || lower.len() > 260 {
         return Err(bad());
     }
@@ -112,12 +118,14 @@ fn check_known_hosts(lines: &str) -> Result<(), ApiError> {
     let good = |line: &str| {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
-        let fields = if first.starts_with('@') { words.collect::<Vec<_>>() } else { std::iter::once(first).chain(words).collect() };
+        let fields =
+            if first.starts_with('@') { words.collect::<Vec<_>>() } else { std::iter::once(first).chain(words).collect() };
         fields.len() >= 3 && STANDARD.decode(fields[2]).is_ok()
     };
     let meant = lines.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#'));
     if lines.len() > MAX_KNOWN_HOSTS_BYTES || lines.contains('\0') || !meant.clone().all(good) {
-        return Err(ApiError::invalid("invalid_known_hosts", "`known_hosts` is not in OpenSSH's known_hosts format.").hint("take the lines that `ssh-keyscan HOST` prints"));
+        return Err(ApiError::invalid("invalid_known_hosts", "`known_hosts` is not in OpenSSH's known_hosts format.")
+            .hint("take the lines that `ssh-keyscan HOST` prints"));
     }
     Ok(())
 }

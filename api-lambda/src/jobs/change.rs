@@ -17,7 +17,11 @@ use crate::state::ApiState;
 #[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = String, Path)),
     responses((status = 200, body = Job), (status = 404, body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "The job has already ended", body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn cancel_job(State(state): State<ApiState>, Caller(user): Caller, JobPath(id): JobPath) -> Result<axum::Json<Job>, ApiError> {
+pub(crate) async fn cancel_job(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    JobPath(id): JobPath,
+) -> Result<axum::Json<Job>, ApiError> {
     super::job_of(&state, &user, id).await?;
     let job = match state.stores.jobs.apply(id, &Verb::Cancel, state.now()).await {
         Ok(job) => job,

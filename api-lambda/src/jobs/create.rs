@@ -2,8 +2,8 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use ckrv_core::repo_url::{RepoUrl, Transport, check_branch, parse_repo_url};
 use ckrv_core::job::JobRequest;
+use ckrv_core::repo_url::{RepoUrl, Transport, check_branch, parse_repo_url};
 use ckrv_core::spec::{Spec, SpecError};
 use ckrv_core::wire::{CreateJob, CredentialType, Job, MAX_LABELS, Problem};
 use ckrv_store::User;
@@ -25,7 +25,12 @@ pub(crate) async fn create_job(
     Json(body): Json<CreateJob>,
 ) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
     let body_text = serde_json::to_vec(&body).map_err(ApiError::internal)?;
-    let submission = Submission { request: check(&state, &user, &body).await?, spec: body.spec_content.into(), idempotency_key: key.0, body: body_text };
+    let submission = Submission {
+        request: check(&state, &user, &body).await?,
+        spec: body.spec_content.into(),
+        idempotency_key: key.0,
+        body: body_text,
+    };
     submit(&state, &user, submission).await
 }
 
@@ -43,14 +48,18 @@ async fn check(state: &ApiState, user: &User, body: &CreateJob) -> Result<JobReq
     }
     let timeout_seconds = body.timeout_seconds.or(spec.timeout_seconds).unwrap_or(state.config.default_timeout_seconds);
     if !(1..=state.config.max_timeout_seconds).contains(&timeout_seconds) {
-        return Err(ApiError::invalid("invalid_timeout", format!("The time limit must be 1 to {} seconds.", state.config.max_timeout_seconds)));
+        return Err(ApiError::invalid(
+            "invalid_timeout",
+            format!("The time limit must be 1 to {} seconds.", state.config.max_timeout_seconds),
+        ));
     }
     if let Some(name) = &body.git_credential_name {
         check_credential(state, user, name, &repo).await?;
     }
     for name in body.secrets.values() {
         if state.stores.accounts.secret(user.id, name).await?.is_none() {
-            return Err(ApiError::invalid("unknown_secret", "There is no secret of the name that `secrets` gives.").hint("`ckrv cloud secrets list` shows yours"));
+            return Err(ApiError::invalid("unknown_secret", "There is no secret of the name that `secrets` gives.")
+                .hint("`ckrv cloud secrets list` shows yours"));
         }
     }
     Ok(JobRequest {
@@ -72,7 +81,11 @@ async fn check(state: &ApiState, user: &User, body: &CreateJob) -> Result<JobReq
 }
 
 fn not_yet(body: &CreateJob) -> Result<(), ApiError> {
-    let asked = [("best_of", body.best_of.is_some_and(|count| count != 1)), ("push", body.push == Some(true)), ("notify_url", body.notify_url.is_some())];
+    let asked = [
+        ("best_of", body.best_of.is_some_and(|count| count != 1)),
+        ("push", body.push == Some(true)),
+        ("notify_url", body.notify_url.is_some()),
+    ];
     match asked.into_iter().find(|(_, asked)| *asked) {
         Some((name, _)) => Err(ApiError::invalid("not_available", format!("`{name}` is not yet available in this version."))),
         None => Ok(()),
@@ -82,7 +95,8 @@ fn not_yet(body: &CreateJob) -> Result<(), ApiError> {
 fn spec_error(error: &SpecError) -> ApiError {
     let detail = sentence(&error.to_string());
     match error {
-        SpecError::TooLarge { .. } => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "spec_too_large", detail).hint("put long material into the repository and refer to it"),
+        SpecError::TooLarge { .. } => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "spec_too_large", detail)
+            .hint("put long material into the repository and refer to it"),
         SpecError::Empty => ApiError::invalid("spec_empty", detail),
         _ => ApiError::invalid("invalid_spec", detail),
     }
@@ -99,7 +113,9 @@ fn check_texts(body: &CreateJob) -> Result<(), ApiError> {
     if body.labels.len() > MAX_LABELS {
         return Err(ApiError::invalid("too_many_labels", format!("At most {MAX_LABELS} labels.")));
     }
-    let key_ok = |key: &str| (1..=63).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte));
+    let key_ok = |key: &str| {
+        (1..=63).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._/-".contains(&byte))
+    };
     if !body.labels.iter().all(|(key, value)| key_ok(key) && line(value, 256)) {
         let detail = "A label's key is 1 to 63 letters, digits and `._/-`; its value one line of at most 256 bytes.";
         return Err(ApiError::invalid("invalid_label", detail));
@@ -121,7 +137,10 @@ fn check_agent(state: &ApiState, name: &str, body: &CreateJob) -> Result<(), Api
     };
     let slots: Vec<&str> = agent.secrets.iter().map(|secret| secret.slot.as_str()).collect();
     if body.secrets.keys().any(|slot| !slots.contains(&slot.as_str())) {
-        return Err(ApiError::invalid("unknown_secret_slot", format!("Agent `{name}` has these secret slots: {}.", slots.join(", "))));
+        return Err(ApiError::invalid(
+            "unknown_secret_slot",
+            format!("Agent `{name}` has these secret slots: {}.", slots.join(", ")),
+        ));
     }
     Ok(())
 }
@@ -136,8 +155,11 @@ fn max_cost(usd: Option<f64>) -> Result<Option<u64>, ApiError> {
 
 async fn check_credential(state: &ApiState, user: &User, name: &str, repo: &RepoUrl) -> Result<(), ApiError> {
     let Some(credential) = state.stores.accounts.credential(user.id, name).await? else {
-        return Err(ApiError::invalid("unknown_credential", "There is no credential of the name that `git_credential_name` gives.")
-            .hint("`ckrv cloud credentials list` shows yours"));
+        return Err(ApiError::invalid(
+            "unknown_credential",
+            "There is no credential of the name that `git_credential_name` gives.",
+        )
+        .hint("`ckrv cloud credentials list` shows yours"));
     };
     let (wanted, kind, way) = match repo.transport {
         Transport::Https => (CredentialType::Pat, "token", "https"),
@@ -145,12 +167,16 @@ async fn check_credential(state: &ApiState, user: &User, name: &str, repo: &Repo
         Transport::File => return Ok(()),
     };
     if credential.credential_type != wanted {
-        return Err(ApiError::invalid("credential_mismatch", format!("A repository over {way} needs a {kind}; `{name}` is none.")));
+        return Err(ApiError::invalid(
+            "credential_mismatch",
+            format!("A repository over {way} needs a {kind}; `{name}` is none."),
+        ));
     }
     let with_port = repo.port.map(|port| format!("{}:{port}", repo.host));
     if !credential.hosts.iter().any(|host| *host == repo.host || Some(host) == with_port.as_ref()) {
         let detail = format!("Credential `{name}` is not for this repository's host.");
-        return Err(ApiError::invalid("credential_mismatch", detail).hint("a credential is offered only to the hosts that it was stored with"));
+        return Err(ApiError::invalid("credential_mismatch", detail)
+            .hint("a credential is offered only to the hosts that it was stored with"));
     }
     Ok(())
 }

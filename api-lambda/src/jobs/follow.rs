@@ -51,7 +51,8 @@ enum Step {
 }
 
 pub(crate) fn follow(state: &ApiState, id: JobId, after: Cursor) -> Result<Response, ApiError> {
-    let full = |_| ApiError::later(StatusCode::TOO_MANY_REQUESTS, "too_many_followers", "Too many logs are being followed just now.", 5);
+    let full =
+        |_| ApiError::later(StatusCode::TOO_MANY_REQUESTS, "too_many_followers", "Too many logs are being followed just now.", 5);
     let permit = state.followers.clone().try_acquire_owned().map_err(full)?;
     let follower = Follower {
         state: state.clone(),

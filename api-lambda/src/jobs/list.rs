@@ -30,12 +30,18 @@ pub(crate) struct ListParams {
 /// The caller's jobs, newest first.
 #[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(ListParams),
     responses((status = 200, body = JobList), (status = 422, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn list_jobs(State(state): State<ApiState>, Caller(user): Caller, Query(params): Query<ListParams>) -> Result<axum::Json<JobList>, ApiError> {
+pub(crate) async fn list_jobs(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    Query(params): Query<ListParams>,
+) -> Result<axum::Json<JobList>, ApiError> {
     let limit = params.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(ApiError::invalid("invalid_query", format!("`limit` must be 1 to {MAX_LIMIT}.")));
     }
-    let states = params.status.map_or_else(Vec::new, |status| JobState::ALL.into_iter().filter(|state| state.status() == status).collect());
+    let states = params
+        .status
+        .map_or_else(Vec::new, |status| JobState::ALL.into_iter().filter(|state| state.status() == status).collect());
     let page = state.stores.jobs.jobs_of(user.id, &JobFilter { states }, limit, params.cursor.as_deref()).await?;
     let mut viewer = Viewer::new(&state);
     let mut jobs = Vec::with_capacity(page.items.len());

@@ -11,7 +11,11 @@ use crate::state::ApiState;
 /// One job.
 #[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path)),
     responses((status = 200, body = Job), (status = 404, body = Problem, content_type = "application/problem+json")))]
-pub(crate) async fn get_job(State(state): State<ApiState>, Caller(user): Caller, JobPath(id): JobPath) -> Result<axum::Json<Job>, ApiError> {
+pub(crate) async fn get_job(
+    State(state): State<ApiState>,
+    Caller(user): Caller,
+    JobPath(id): JobPath,
+) -> Result<axum::Json<Job>, ApiError> {
     let job = super::job_of(&state, &user, id).await?;
     Ok(axum::Json(Viewer::new(&state).view(job).await?))
 }

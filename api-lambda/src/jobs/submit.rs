@@ -21,7 +21,11 @@ pub(crate) struct Submission {
 }
 
 /// Stores the spec, then makes the job. 201, or 200 for a replay.
-pub(crate) async fn submit(state: &ApiState, user: &User, submission: Submission) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
+pub(crate) async fn submit(
+    state: &ApiState,
+    user: &User,
+    submission: Submission,
+) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
     let now = state.now();
     let quota = state.config.tiers.quota(user.tier, now);
     let id = JobId(uuid::Uuid::now_v7());
@@ -57,7 +61,9 @@ pub(crate) async fn submit(state: &ApiState, user: &User, submission: Submission
         PutBlobError::Store(error) => error.into(),
         conflict @ PutBlobError::Conflict(_) => ApiError::internal(conflict),
     })?;
-    let idempotency = submission.idempotency_key.map(|key| Idempotency { key_sha256: sha256_hex(key.as_bytes()), body_sha256: sha256_hex(&submission.body) });
+    let idempotency = submission
+        .idempotency_key
+        .map(|key| Idempotency { key_sha256: sha256_hex(key.as_bytes()), body_sha256: sha256_hex(&submission.body) });
     let (status, job) = match state.stores.jobs.create_job(NewJob { job, idempotency, quota }, now).await {
         Ok(Created::New(job)) => (StatusCode::CREATED, job),
         Ok(Created::Replay(job)) => {

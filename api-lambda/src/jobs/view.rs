@@ -62,7 +62,8 @@ fn view(job: JobRecord, now: Timestamp, queue_position: Option<u64>, median: Opt
     let status = job.state.status();
     let elapsed = job.started_at.map_or(SignedDuration::ZERO, |began| job.completed_at.unwrap_or(now).duration_since(began));
     let expected = |began: Timestamp, seconds: f64| began.checked_add(SignedDuration::try_from_secs_f64(seconds).ok()?).ok();
-    let estimated_completion_at = job.started_at.zip(median).and_then(|(began, seconds)| expected(began, seconds)).map(|at| at.max(now));
+    let estimated_completion_at =
+        job.started_at.zip(median).and_then(|(began, seconds)| expected(began, seconds)).map(|at| at.max(now));
     let succeeded = job.outcome.as_ref().is_some_and(|outcome| outcome.class == OutcomeClass::Success);
     let message = job.outcome.as_ref().map(|outcome| outcome.message.clone());
     let usage = &job.facts.usage;

@@ -33,7 +33,13 @@ struct Agents;
 
 impl AgentCatalog for Agents {
     fn agents(&self) -> Vec<AgentInfo> {
-        let agent = |name: &str, secrets| AgentInfo { name: name.into(), version: "1".into(), display_name: name.into(), image: None, secrets };
+        let agent = |name: &str, secrets| AgentInfo {
+            name: name.into(),
+            version: "1".into(),
+            display_name: name.into(),
+            image: None,
+            secrets,
+        };
         let key = AgentSecret { slot: "api-key".into(), required: true, description: "a key".into() };
         vec![agent("claude", vec![key]), agent("script", vec![])]
     }
@@ -91,7 +97,8 @@ impl Service {
         let stores: Stores = tokio::task::spawn_blocking(move || open_embedded(&path).unwrap()).await.unwrap();
         let clock = Arc::new(ManualClock(Mutex::new("2026-03-10T12:00:00Z".parse().unwrap())));
         let owner = ensure_owner(&stores, Tier::Free, clock.now()).await.unwrap();
-        let mut config = ApiConfig::embedded("http://localhost:7850/".parse().unwrap(), SecretString::from("k".repeat(43)), owner.id);
+        let mut config =
+            ApiConfig::embedded("http://localhost:7850/".parse().unwrap(), SecretString::from("k".repeat(43)), owner.id);
         config.repo_urls = Default::default();
         change(&mut config);
         let codes: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -107,6 +114,10 @@ impl Service {
 
     pub fn set_time(&self, time: Timestamp) {
         *self.clock.0.lock().unwrap() = time;
+    }
+
+    pub fn clock_now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     pub fn last_code(&self) -> String {
@@ -146,7 +157,13 @@ impl Service {
     }
 
     pub async fn stranger_token(&self) -> String {
-        let user = User { id: UserId(uuid::Uuid::now_v7()), email: "s@x".into(), name: "S".into(), tier: Tier::Free, created_at: self.clock.now() };
+        let user = User {
+            id: UserId(uuid::Uuid::now_v7()),
+            email: "s@x".into(),
+            name: "S".into(),
+            tier: Tier::Free,
+            created_at: self.clock.now(),
+        };
         self.state.stores.accounts.put_user(&user).await.unwrap();
         self.token_of(user.id).await
     }
