@@ -7,8 +7,8 @@ mod transcript;
 mod usage;
 
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Descriptor, EgressRule, Error, Job, ModelRoute, Phase, Resources, SecretSlot, Stop, StopSignal, Watchdog,
-    config_number, env, export_adapter, extra, image, number, prompt_with_feedback,
+    Adapter, ContainerSpec, Descriptor, EgressRule, Error, Job, ModelRoute, Phase, Resources, SecretSlot, Stop, StopSignal,
+    Watchdog, config_number, env, export_adapter, extra, image, number, prompt_with_feedback,
 };
 use transcript::ClaudeTranscript;
 
@@ -39,7 +39,8 @@ fn route() -> ModelRoute {
 }
 
 fn args(job: &Job) -> Result<Vec<String>, Error> {
-    let mut args: Vec<String> = ["-p", "--output-format", "stream-json", "--verbose", "--permission-mode", "bypassPermissions"].map(String::from).into();
+    let mut args: Vec<String> =
+        ["-p", "--output-format", "stream-json", "--verbose", "--permission-mode", "bypassPermissions"].map(String::from).into();
     if let Some(model) = job.model.clone().or_else(|| ckrv_adapter_sdk::config::get("model")) {
         args.extend(["--model".into(), model]);
     }

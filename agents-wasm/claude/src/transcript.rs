@@ -75,7 +75,9 @@ impl ClaudeTranscript {
         for block in message.get("content").and_then(Value::as_array).into_iter().flatten() {
             match str_of(block, "type") {
                 "text" => events.message("assistant", str_of(block, "text")),
-                "tool_use" => events.tool_call(str_of(block, "id"), str_of(block, "name"), block.get("input").unwrap_or(&Value::Null)),
+                "tool_use" => {
+                    events.tool_call(str_of(block, "id"), str_of(block, "name"), block.get("input").unwrap_or(&Value::Null))
+                }
                 "thinking" => events.other("anthropic/thinking", &json!({ "text": str_of(block, "thinking") })),
                 kind => events.other(&format!("anthropic/{kind}"), block),
             }
@@ -108,7 +110,8 @@ impl ClaudeTranscript {
 
     fn result(&mut self, event: &Value, events: &mut Events) {
         self.meter.result(event, events);
-        let errors: Vec<&str> = event.get("errors").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let errors: Vec<&str> =
+            event.get("errors").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
         let interrupted = str_of(event, "terminal_reason").starts_with("aborted");
         let text = match str_of(event, "result") {
             // Its own words for this are a diagnosis for its authors.
@@ -117,8 +120,14 @@ impl ClaudeTranscript {
             "" => errors.join("; "),
             text => text.to_owned(),
         };
-        let denied: Vec<String> = event.get("permission_denials").and_then(Value::as_array).into_iter().flatten()
-            .take(20).map(|denial| shorten(str_of(denial, "tool_name"), 100)).collect();
+        let denied: Vec<String> = event
+            .get("permission_denials")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .take(20)
+            .map(|denial| shorten(str_of(denial, "tool_name"), 100))
+            .collect();
         // `subtype: success` comes with `is_error: true` where the API refused.
         let failed = event.get("is_error").and_then(Value::as_bool).unwrap_or(false) || str_of(event, "subtype") != "success";
         let session = Some(str_of(event, "session_id").to_owned()).filter(|id| !id.is_empty());
@@ -143,7 +152,9 @@ impl ClaudeTranscript {
         match (ending.failed, ending.passing) {
             (true, true) => Outcome::Retryable(text),
             (true, false) => Outcome::Failure(text),
-            (false, _) if !denied.is_empty() => Outcome::Failure(format!("the agent was not permitted to use {}", denied.join(", "))),
+            (false, _) if !denied.is_empty() => {
+                Outcome::Failure(format!("the agent was not permitted to use {}", denied.join(", ")))
+            }
             (false, _) if *code != 0 => Outcome::Failure(format!("the agent ended with exit code {code}: {text}")),
             (false, _) => Outcome::Success,
         }
@@ -159,7 +170,11 @@ fn user(event: &Value, events: &mut Events) {
                     "text" => events.message("user", str_of(block, "text")),
                     "tool_result" => {
                         let is_error = block.get("is_error").and_then(Value::as_bool).unwrap_or(false);
-                        events.tool_result(str_of(block, "tool_use_id"), is_error, flatten(block.get("content").unwrap_or(&Value::Null)));
+                        events.tool_result(
+                            str_of(block, "tool_use_id"),
+                            is_error,
+                            flatten(block.get("content").unwrap_or(&Value::Null)),
+                        );
                     }
                     kind => events.other(&format!("anthropic/{kind}"), block),
                 }

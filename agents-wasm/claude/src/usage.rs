@@ -99,7 +99,8 @@ impl Meter {
     /// The totals at the end, less what was told.
     pub fn result(&mut self, result: &Value, events: &mut Events) {
         let total_cost = result.get("total_cost_usd").and_then(Value::as_f64).map(micro_usd);
-        let models: Vec<_> = result.get("modelUsage").and_then(Value::as_object).map(|models| models.iter().collect()).unwrap_or_default();
+        let models: Vec<_> =
+            result.get("modelUsage").and_then(Value::as_object).map(|models| models.iter().collect()).unwrap_or_default();
         let alone = models.len() == 1;
         for (model, total) in &models {
             let told = self.told.get(*model).copied().unwrap_or_default();

@@ -6,8 +6,8 @@
 mod transcript;
 
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Descriptor, EgressRule, Error, File, Job, ModelRoute, Phase, Place, Resources, SecretSlot, Stop, StopSignal,
-    Watchdog, config_number, env, export_adapter, image, number, prompt_with_feedback,
+    Adapter, ContainerSpec, Descriptor, EgressRule, Error, File, Job, ModelRoute, Phase, Place, Resources, SecretSlot, Stop,
+    StopSignal, Watchdog, config_number, env, export_adapter, image, number, prompt_with_feedback,
 };
 use serde_json::json;
 use transcript::GeminiTranscript;
@@ -75,7 +75,11 @@ impl Adapter for Gemini {
             images: vec![REPOSITORY.into()],
             egress: vec![],
             routes: vec![route()],
-            secrets: vec![SecretSlot { name: SLOT.into(), description: "API key for generativelanguage.googleapis.com".into(), required: true }],
+            secrets: vec![SecretSlot {
+                name: SLOT.into(),
+                description: "API key for generativelanguage.googleapis.com".into(),
+                required: true,
+            }],
             max_resources: Resources { cpu_millis: 4000, memory_mib: 16384, disk_mib: 51200 },
             config_schema: CONFIG_SCHEMA.into(),
             extra: vec![],
@@ -99,7 +103,12 @@ impl Adapter for Gemini {
                 env("GEMINI_CLI_NO_RELAUNCH", "true"),
                 env("GEMINI_CLI_TRUST_WORKSPACE", "true"),
             ],
-            files: vec![File { place: Place::Home, path: ".gemini/settings.json".into(), content: settings(job)?, executable: false }],
+            files: vec![File {
+                place: Place::Home,
+                path: ".gemini/settings.json".into(),
+                content: settings(job)?,
+                executable: false,
+            }],
             routes: vec![route()],
             secrets: vec![],
             resources: Resources { cpu_millis: 2000, memory_mib: 4096, disk_mib: 10240 },

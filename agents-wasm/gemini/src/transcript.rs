@@ -11,7 +11,14 @@ const MAX_SAID: usize = 64 * 1024;
 const PASSING_CODES: [i32; 6] = [408 - 256, 429 - 256, 500 - 256, 502 - 256, 503 - 256, 504 - 256];
 /// Words of refusals that may pass by themselves; the events carry no status.
 const PASSING_WORDS: [&str; 8] = [
-    "rate limit", "overloaded", "quota", "fetch failed", "without a finish reason", "internal error", "unavailable", "retry after",
+    "rate limit",
+    "overloaded",
+    "quota",
+    "fetch failed",
+    "without a finish reason",
+    "internal error",
+    "unavailable",
+    "retry after",
 ];
 /// It goes on without the tools that would change something, and says so here only.
 const UNTRUSTED: &str = "the current folder is not trusted";
@@ -70,7 +77,11 @@ impl Transcript for GeminiTranscript {
             }
             "tool_use" => {
                 self.said.clear();
-                events.tool_call(str_of(&event, "tool_id"), str_of(&event, "tool_name"), event.get("parameters").unwrap_or(&Value::Null));
+                events.tool_call(
+                    str_of(&event, "tool_id"),
+                    str_of(&event, "tool_name"),
+                    event.get("parameters").unwrap_or(&Value::Null),
+                );
             }
             "tool_result" => {
                 let output = event.get("output").or_else(|| event.get("error")).unwrap_or(&Value::Null);
@@ -132,7 +143,8 @@ impl GeminiTranscript {
 
     fn result(&mut self, event: &Value, events: &mut Events) {
         let stats = &event["stats"];
-        let models: Vec<_> = stats.get("models").and_then(Value::as_object).map(|models| models.iter().collect()).unwrap_or_default();
+        let models: Vec<_> =
+            stats.get("models").and_then(Value::as_object).map(|models| models.iter().collect()).unwrap_or_default();
         for (model, counts) in &models {
             events.usage(usage(Some((*model).clone()), counts));
         }
@@ -166,7 +178,9 @@ impl GeminiTranscript {
             true if ending.turn_limit => Outcome::Failure(error),
             true if PASSING_CODES.contains(&code) || passes_by_itself(&error) => Outcome::Retryable(error),
             true => Outcome::Failure(error),
-            false if self.untrusted => Outcome::Failure("the agent did not trust the checkout, so it was not permitted to change it".into()),
+            false if self.untrusted => {
+                Outcome::Failure("the agent did not trust the checkout, so it was not permitted to change it".into())
+            }
             false if code != 0 => Outcome::Failure(format!("the agent ended with exit code {code}")),
             false => Outcome::Success,
         }

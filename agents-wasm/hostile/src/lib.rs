@@ -1,8 +1,8 @@
 //! An adapter that misbehaves as the prompt says, for tests of the host: `hostile: <behaviour>` anywhere in it. Never built in.
 
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Decision, Descriptor, EgressRule, Error, Events, ExitStatus, File, Job, Outcome, OutputLine, PastRun, Phase, Place,
-    Resources, Stop, StopSignal, Transcript, Watchdog, env, export_adapter,
+    Adapter, ContainerSpec, Decision, Descriptor, EgressRule, Error, Events, ExitStatus, File, Job, Outcome, OutputLine, PastRun,
+    Phase, Place, Resources, Stop, StopSignal, Transcript, Watchdog, env, export_adapter,
 };
 
 /// The adapter.

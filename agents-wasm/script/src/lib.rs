@@ -5,8 +5,9 @@
 
 use ckrv_adapter_sdk::text::{Tail, shorten};
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Decision, Descriptor, Error, Events, ExitStatus, Job, KeyValue, Outcome, OutputLine, PastRun, Phase, RepairRule,
-    Resources, Source, Stop, StopSignal, Transcript, Watchdog, decide, env, export_adapter, extra, image, stopped_by_host,
+    Adapter, ContainerSpec, Decision, Descriptor, Error, Events, ExitStatus, Job, KeyValue, Outcome, OutputLine, PastRun, Phase,
+    RepairRule, Resources, Source, Stop, StopSignal, Transcript, Watchdog, decide, env, export_adapter, extra, image,
+    stopped_by_host,
 };
 
 const IMAGE: &str = "localhost/ckrv/script:1";
@@ -50,7 +51,9 @@ impl Adapter for Script {
             None => (job.prompt.as_str(), None),
         };
         if script.trim().is_empty() {
-            return Err(Error::InvalidConfig("there is nothing to run: give `command` in the spec, or a script as its text".into()));
+            return Err(Error::InvalidConfig(
+                "there is nothing to run: give `command` in the spec, or a script as its text".into(),
+            ));
         }
         if script.len() > MAX_SCRIPT {
             return Err(Error::Unsupported(format!("the script has {} bytes; at most {MAX_SCRIPT} can be passed", script.len())));
@@ -60,7 +63,11 @@ impl Adapter for Script {
             image: image(IMAGE),
             command: vec!["/bin/sh".into()],
             args: vec!["-c".into(), script.into()],
-            env: vec![env("JOB_RUN_ID", &job.run_id), env("JOB_RUN_NUMBER", &job.run_number.to_string()), env("JOB_WORKSPACE", &job.workspace)],
+            env: vec![
+                env("JOB_RUN_ID", &job.run_id),
+                env("JOB_RUN_NUMBER", &job.run_number.to_string()),
+                env("JOB_WORKSPACE", &job.workspace),
+            ],
             files: vec![],
             routes: vec![],
             secrets: vec![],

@@ -47,7 +47,8 @@ fn again(history: &[PastRun], reason: &str) -> Decision {
 fn repair(job: &Job, history: &[PastRun], rule: RepairRule, reason: &str) -> Decision {
     let default = if rule == RepairRule::WithFeedback { REPAIRS } else { 0 };
     let allowed = extra(job, "repair-runs").and_then(|text| text.parse().ok()).unwrap_or(default);
-    let failed = history.iter().filter(|run| matches!((&run.phase, &run.outcome), (Phase::Verifying, Outcome::Failure(_)))).count();
+    let failed =
+        history.iter().filter(|run| matches!((&run.phase, &run.outcome), (Phase::Verifying, Outcome::Failure(_)))).count();
     if failed <= allowed { Decision::BackTo(Phase::Executing) } else { Decision::Stop(reason.into()) }
 }
 

@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 use std::sync::Once;
 
 use crate::bindings::exports::ckrv::agent::adapter::{Guest, GuestTranscript};
-use crate::{Adapter, ContainerSpec, Decision, Descriptor, Error, Event, Events, ExitStatus, Job, OutputLine, PastRun, Transcript, Verdict};
+use crate::{
+    Adapter, ContainerSpec, Decision, Descriptor, Error, Event, Events, ExitStatus, Job, OutputLine, PastRun, Transcript, Verdict,
+};
 
 /// The component's exports, for one adapter.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ pub mod text;
 mod verdict;
 
 pub use bindings::ckrv::agent::types::{
-    ContainerSpec, Custom, Decision, Descriptor, EgressRule, Error, Event, EventBody, ExitStatus, File, Job, KeyValue, Message, ModelRoute,
-    Outcome, OutputLine, PastRun, Phase, Place, Resources, Retry, RunResult, SecretRef, SecretSlot, Source, Stop, StopSignal, ToolCall,
-    ToolResult, Usage, Verdict, Watchdog,
+    ContainerSpec, Custom, Decision, Descriptor, EgressRule, Error, Event, EventBody, ExitStatus, File, Job, KeyValue, Message,
+    ModelRoute, Outcome, OutputLine, PastRun, Phase, Place, Resources, Retry, RunResult, SecretRef, SecretSlot, Source, Stop,
+    StopSignal, ToolCall, ToolResult, Usage, Verdict, Watchdog,
 };
 pub use decide::{RepairRule, decide};
 pub use events::Events;
@@ -85,7 +85,7 @@ macro_rules! export_adapter {
         #[cfg(target_family = "wasm")]
         const _: () = {
             type Exported = $crate::glue::Exported<$adapter>;
-            $crate::bindings::__export_world!(Exported with_types_in $crate::bindings);
+    $crate::bindings::__export_world!(Exported with_types_in $crate::bindings);
         };
     };
 }
