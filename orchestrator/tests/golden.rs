@@ -57,7 +57,11 @@ fn cases(name: &str) -> Vec<Case> {
     let case = |folder: PathBuf| Case {
         job: json(&folder.join("job.json")),
         exit: json(&folder.join("exit.json")),
-        lines: std::fs::read_to_string(folder.join("transcript.ndjson")).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect(),
+        lines: std::fs::read_to_string(folder.join("transcript.ndjson"))
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
         folder,
     };
     folders.into_iter().map(case).collect()
@@ -68,7 +72,8 @@ fn run(adapter: &Adapter, case: &Case, batch: usize) -> Expected {
     let events = case.lines.chunks(batch).flat_map(|lines| transcript.feed(lines)).collect();
     let verdict = transcript.finish(&case.exit);
     assert_eq!(transcript.take_notes(), Vec::<String>::new(), "{}", case.folder.display());
-    let run = PastRun { number: case.job.run_number, phase: case.job.phase, exit: case.exit.clone(), outcome: verdict.outcome.clone() };
+    let run =
+        PastRun { number: case.job.run_number, phase: case.job.phase, exit: case.exit.clone(), outcome: verdict.outcome.clone() };
     Expected {
         plan: adapter.plan(&case.job).map_err(|error| error.to_string()),
         events,
@@ -98,7 +103,8 @@ fn every_golden_case_gives_what_is_expected_whatever_the_batches() {
             let expected: Expected = json(&path);
             for batch in [1, 7, usize::MAX] {
                 let found = run(&adapter, &case, batch);
-                let (found, expected) = (serde_json::to_string_pretty(&found).unwrap(), serde_json::to_string_pretty(&expected).unwrap());
+                let (found, expected) =
+                    (serde_json::to_string_pretty(&found).unwrap(), serde_json::to_string_pretty(&expected).unwrap());
                 assert!(found == expected, "{} in batches of {batch} gives\n{found}", case.folder.display());
             }
             if let Ok(plan) = &expected.plan {
@@ -113,14 +119,31 @@ fn every_golden_case_gives_what_is_expected_whatever_the_batches() {
 /// What an agent may print instead of what it should.
 fn garbage() -> Vec<OutputLine> {
     let texts = [
-        "", "{", "null", "[]", "{}", r#"{"type":1}"#, r#"{"type":"assistant"}"#, r#"{"type":"assistant","message":{"content":"text"}}"#,
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        r#"{"type":1}"#,
+        r#"{"type":"assistant"}"#,
+        r#"{"type":"assistant","message":{"content":"text"}}"#,
         r#"{"type":"assistant","message":{"id":"m","model":"x","content":[1,{"type":"tool_use"}],"usage":{"input_tokens":-1,"output_tokens":99999999999}}}"#,
         r#"{"type":"user","message":{"content":[{"type":"tool_result","content":[{"type":"image"},{"text":"t"}]}]}}"#,
-        r#"{"type":"system"}"#, r#"{"type":"brand-new","x":[1,2]}"#, r#"{"type":"message","role":"assistant","delta":true,"content":"héé\n\nx"}"#,
-        r#"{"type":"tool_use"}"#, r#"{"type":"result","stats":{"models":[]},"modelUsage":3,"total_cost_usd":1e300}"#,
-        r#"{"type":"result","status":"success","subtype":"success","stats":null}"#, "\u{1b}[31mred\u{1b}[0m", "\u{0}\u{ffff}",
+        r#"{"type":"system"}"#,
+        r#"{"type":"brand-new","x":[1,2]}"#,
+        r#"{"type":"message","role":"assistant","delta":true,"content":"héé\n\nx"}"#,
+        r#"{"type":"tool_use"}"#,
+        r#"{"type":"result","stats":{"models":[]},"modelUsage":3,"total_cost_usd":1e300}"#,
+        r#"{"type":"result","status":"success","subtype":"success","stats":null}"#,
+        "\u{1b}[31mred\u{1b}[0m",
+        "\u{0}\u{ffff}",
     ];
-    let big = ["x".repeat(1 << 20), format!(r#"{{"type":"result","result":"{}"#, "y".repeat(1 << 20)), "[".repeat(100_000), "{\"a\":".repeat(100_000)];
+    let big = [
+        "x".repeat(1 << 20),
+        format!(r#"{{"type":"result","result":"{}"#, "y".repeat(1 << 20)),
+        "[".repeat(100_000),
+        "{\"a\":".repeat(100_000),
+    ];
     let all = texts.iter().map(|text| (*text).to_owned()).chain(big);
     let line = |(seq, text): (usize, String)| OutputLine {
         seq: u32::try_from(seq).unwrap(),

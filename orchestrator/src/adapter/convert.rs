@@ -133,7 +133,8 @@ impl TryFrom<wit::ContainerSpec> for core::ContainerRequest {
 
 impl From<wit::Descriptor> for core::Descriptor {
     fn from(from: wit::Descriptor) -> Self {
-        let slot = |slot: wit::SecretSlot| core::SecretSlot { name: slot.name, description: slot.description, required: slot.required };
+        let slot =
+            |slot: wit::SecretSlot| core::SecretSlot { name: slot.name, description: slot.description, required: slot.required };
         Self {
             id: from.id,
             version: from.version,
@@ -165,7 +166,9 @@ pub fn event(from: wit::Event) -> (u32, AgentEvent) {
     let body = match from.body {
         wit::EventBody::Message(message) => AgentEvent::Message { role: message.role, text: message.text },
         wit::EventBody::ToolCall(call) => AgentEvent::ToolCall { id: call.id, name: call.name, input: json(call.input_json) },
-        wit::EventBody::ToolResult(result) => AgentEvent::ToolResult { id: result.id, is_error: result.is_error, output: result.output },
+        wit::EventBody::ToolResult(result) => {
+            AgentEvent::ToolResult { id: result.id, is_error: result.is_error, output: result.output }
+        }
         wit::EventBody::Usage(usage) => AgentEvent::Usage(Usage {
             model: usage.model,
             input_tokens: usage.input_tokens.into(),

@@ -117,8 +117,8 @@ impl AdapterHost {
         if let Some(found) = self.cache.as_ref().and_then(|cache| cache.get(&self.engine, digest)) {
             return Ok(found);
         }
-        let component =
-            Component::from_binary(&self.engine, bytes).map_err(|error| AdapterError::NotAnAdapter(escaped(&format!("{error:#}"))))?;
+        let component = Component::from_binary(&self.engine, bytes)
+            .map_err(|error| AdapterError::NotAnAdapter(escaped(&format!("{error:#}"))))?;
         if let Some(cache) = &self.cache
             && let Err(error) = cache.put(&self.engine, digest, &component)
         {
@@ -138,7 +138,11 @@ fn start_clock(engine: &Engine) -> Result<(), AdapterError> {
             std::thread::sleep(TICK);
         }
     };
-    std::thread::Builder::new().name("adapter-clock".to_owned()).spawn(clock).map(drop).map_err(|error| AdapterError::Engine(error.into()))
+    std::thread::Builder::new()
+        .name("adapter-clock".to_owned())
+        .spawn(clock)
+        .map(drop)
+        .map_err(|error| AdapterError::Engine(error.into()))
 }
 
 /// A loaded adapter, with the operator's configuration. Cheap to clone; every call has an instance of its own.
@@ -181,7 +185,9 @@ impl Adapter {
         let found = self.instance()?.call("describe", |world, store| world.ckrv_agent_adapter().call_describe(store))?;
         let descriptor = Descriptor::from(found);
         let id = &descriptor.id;
-        let fits = id.len() <= 32 && id.starts_with(|c: char| c.is_ascii_lowercase()) && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        let fits = id.len() <= 32
+            && id.starts_with(|c: char| c.is_ascii_lowercase())
+            && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if fits { Ok(descriptor) } else { Err(AdapterError::NotAnAdapter(format!("`{}` is no name for an agent", escaped(id)))) }
     }
 
@@ -190,7 +196,8 @@ impl Adapter {
     /// # Errors
     /// [`AdapterError::InvalidConfig`] in the adapter's own words.
     pub fn validate_config(&self) -> Result<(), AdapterError> {
-        let answer = self.instance()?.call("validate-config", |world, store| world.ckrv_agent_adapter().call_validate_config(store))?;
+        let answer =
+            self.instance()?.call("validate-config", |world, store| world.ckrv_agent_adapter().call_validate_config(store))?;
         Ok(answer?)
     }
 

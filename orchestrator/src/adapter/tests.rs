@@ -85,7 +85,12 @@ fn a_loop_in_next_is_stopped_too() {
 fn what_policy_denies_is_denied_to_an_adapter_that_asks() {
     let adapter = host().load(HOSTILE).unwrap();
     let descriptor = adapter.describe().unwrap();
-    for (behaviour, named) in [("plan-image", "registry.example/evil"), ("plan-env", "LD_PRELOAD"), ("plan-egress", "169.254.169.254"), ("plan-file", "../outside")] {
+    for (behaviour, named) in [
+        ("plan-image", "registry.example/evil"),
+        ("plan-env", "LD_PRELOAD"),
+        ("plan-egress", "169.254.169.254"),
+        ("plan-file", "../outside"),
+    ] {
         let request = adapter.plan(&job(&format!("hostile: {behaviour}"))).unwrap();
         let denied = clamp(&request, &descriptor, &Policy::default()).unwrap_err().to_string();
         assert!(denied.contains(named), "{behaviour}: {denied}");
@@ -104,7 +109,9 @@ fn an_adapter_that_asks_for_wasi_is_refused() {
 #[test]
 fn what_is_no_adapter_is_refused() {
     let host = host();
-    for bytes in [&b""[..], b"MZ", &wat::parse_str("(module)").unwrap(), &wat::parse_str("(component)").unwrap(), &HOSTILE[..1000]] {
+    for bytes in
+        [&b""[..], b"MZ", &wat::parse_str("(module)").unwrap(), &wat::parse_str("(component)").unwrap(), &HOSTILE[..1000]]
+    {
         assert!(matches!(host.load(bytes), Err(AdapterError::NotAnAdapter(_))));
     }
     let small = AdapterHost::new(Limits { file_bytes: 1000, ..Limits::default() }, None).unwrap();
@@ -134,7 +141,10 @@ fn after_a_second_trap_lines_are_raw_and_the_exit_code_decides() {
         let notes = transcript.take_notes();
         assert!(notes.len() == 2 && notes[1].contains("the exit code decides"), "{behaviour}: {notes:?}");
         // It would have praised itself.
-        assert_eq!(transcript.finish(&ExitStatus::Code(3)).outcome, RunOutcome::Failure("the agent ended with exit code 3".into()));
+        assert_eq!(
+            transcript.finish(&ExitStatus::Code(3)).outcome,
+            RunOutcome::Failure("the agent ended with exit code 3".into())
+        );
     }
 }
 

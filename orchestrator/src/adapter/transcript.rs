@@ -41,7 +41,11 @@ pub struct Transcript {
 
 impl std::fmt::Debug for Transcript {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Transcript").field("adapter", &self.adapter).field("given", &self.given).field("notes", &self.notes).finish_non_exhaustive()
+        f.debug_struct("Transcript")
+            .field("adapter", &self.adapter)
+            .field("given", &self.given)
+            .field("notes", &self.notes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,8 +66,8 @@ impl Live {
     fn start(adapter: &Adapter, job: &AdapterJob, trapped: bool) -> Result<Self, AdapterError> {
         let mut instance = adapter.instance()?;
         let job = wit::Job::from(job);
-        let handle =
-            instance.call("transcript", |world, store| world.ckrv_agent_adapter().transcript().call_constructor(store, &job, None))?;
+        let handle = instance
+            .call("transcript", |world, store| world.ckrv_agent_adapter().transcript().call_constructor(store, &job, None))?;
         Ok(Self { instance, handle, trapped })
     }
 
@@ -72,8 +76,9 @@ impl Live {
         let mut events = Vec::new();
         for batch in batches(lines) {
             let batch: Vec<_> = batch.iter().map(wit::OutputLine::from).collect();
-            let answer =
-                self.instance.call("feed", |world, store| world.ckrv_agent_adapter().transcript().call_feed(store, handle, &batch))?;
+            let answer = self
+                .instance
+                .call("feed", |world, store| world.ckrv_agent_adapter().transcript().call_feed(store, handle, &batch))?;
             events.extend(answer?.into_iter().map(event));
         }
         Ok(events)
@@ -81,10 +86,15 @@ impl Live {
 
     fn finish(&mut self, exit: &ExitStatus) -> Result<Verdict, AdapterError> {
         let (handle, exit) = (self.handle, wit::ExitStatus::from(exit));
-        let answer =
-            self.instance.call("finish", |world, store| world.ckrv_agent_adapter().transcript().call_finish(store, handle, &exit))?;
+        let answer = self
+            .instance
+            .call("finish", |world, store| world.ckrv_agent_adapter().transcript().call_finish(store, handle, &exit))?;
         let verdict = answer?;
-        Ok(Verdict { outcome: verdict.outcome.into(), summary: verdict.summary, events: verdict.events.into_iter().map(event).collect() })
+        Ok(Verdict {
+            outcome: verdict.outcome.into(),
+            summary: verdict.summary,
+            events: verdict.events.into_iter().map(event).collect(),
+        })
     }
 }
 
@@ -222,12 +232,17 @@ fn raw(lines: &[OutputLine]) -> Events {
         Source::Stdout => "stdout",
         Source::Stderr => "stderr",
     };
-    lines.iter().map(|line| (line.seq, AgentEvent::Message { role: role(line.source).to_owned(), text: line.text.clone() })).collect()
+    lines
+        .iter()
+        .map(|line| (line.seq, AgentEvent::Message { role: role(line.source).to_owned(), text: line.text.clone() }))
+        .collect()
 }
 
 fn by_exit_code(exit: &ExitStatus) -> Verdict {
     let (outcome, summary) = match exit {
-        ExitStatus::Code(0) => (RunOutcome::Success, "the agent ended with exit code 0; its adapter could not read its output".to_owned()),
+        ExitStatus::Code(0) => {
+            (RunOutcome::Success, "the agent ended with exit code 0; its adapter could not read its output".to_owned())
+        }
         other => {
             let reason = match other {
                 ExitStatus::Code(code) => format!("the agent ended with exit code {code}"),
