@@ -124,7 +124,16 @@ impl Default for Policy {
             allowed_images: texts(&["localhost/ckrv/claude", "localhost/ckrv/gemini", "localhost/ckrv/script"]),
             images: BTreeMap::new(),
             denied_env: texts(&[
-                "LD_*", "DYLD_*", "*_PROXY", "KUBERNETES_*", "CKRV_*", "PATH", "HOME", "NODE_OPTIONS", "BASH_ENV", "ENV",
+                "LD_*",
+                "DYLD_*",
+                "*_PROXY",
+                "KUBERNETES_*",
+                "CKRV_*",
+                "PATH",
+                "HOME",
+                "NODE_OPTIONS",
+                "BASH_ENV",
+                "ENV",
             ]),
             max_resources: MaxResources::default(),
             max_files: 32,
@@ -173,7 +182,9 @@ impl Policy {
                 return wrong("routes", "an address must not hold a user or a password".to_owned());
             }
         }
-        for image in self.allowed_images.iter().chain(self.images.values().map(|combined| &combined.image)).chain(self.local.keys()) {
+        for image in
+            self.allowed_images.iter().chain(self.images.values().map(|combined| &combined.image)).chain(self.local.keys())
+        {
             if repository_of(image).is_none() {
                 return wrong("allowed_images", format!("`{image}` is not an image's name"));
             }
@@ -190,12 +201,20 @@ impl Policy {
     /// Names the repository, and how to allow it.
     pub fn check_image(&self, image: &str) -> Result<(), Denied> {
         let Some(repository) = repository_of(image) else {
-            return Err(Denied::new(format!("image `{image}`"), "this is not an image's name", "write it as REPOSITORY:TAG or REPOSITORY@DIGEST"));
+            return Err(Denied::new(
+                format!("image `{image}`"),
+                "this is not an image's name",
+                "write it as REPOSITORY:TAG or REPOSITORY@DIGEST",
+            ));
         };
         if self.allowed_images.iter().any(|allowed| allowed == repository) {
             return Ok(());
         }
-        Err(Denied::new(format!("image `{image}`"), "its repository is not allowed", format!("add \"{repository}\" to `allowed_images` of the policy")))
+        Err(Denied::new(
+            format!("image `{image}`"),
+            "its repository is not allowed",
+            format!("add \"{repository}\" to `allowed_images` of the policy"),
+        ))
     }
 
     /// A job's time in seconds, from what its owner asked for.

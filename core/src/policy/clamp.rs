@@ -82,7 +82,12 @@ pub fn clamp(request: &ContainerRequest, descriptor: &Descriptor, policy: &Polic
 ///
 /// # Errors
 /// Names the first thing that is denied.
-pub fn clamp_for(request: &ContainerRequest, descriptor: &Descriptor, policy: &Policy, spec_image: Option<&str>) -> Result<Granted, Denied> {
+pub fn clamp_for(
+    request: &ContainerRequest,
+    descriptor: &Descriptor,
+    policy: &Policy,
+    spec_image: Option<&str>,
+) -> Result<Granted, Denied> {
     let mut granted = request.clone();
     let mut clamped = Vec::new();
     granted.image = image(request, descriptor, policy, spec_image)?;
@@ -97,7 +102,12 @@ pub fn clamp_for(request: &ContainerRequest, descriptor: &Descriptor, policy: &P
     Ok(Granted { request: granted, routes, clamped })
 }
 
-fn image(request: &ContainerRequest, descriptor: &Descriptor, policy: &Policy, spec_image: Option<&str>) -> Result<String, Denied> {
+fn image(
+    request: &ContainerRequest,
+    descriptor: &Descriptor,
+    policy: &Policy,
+    spec_image: Option<&str>,
+) -> Result<String, Denied> {
     let what = || format!("image `{}`", request.image);
     let repository = repository_of(&request.image).ok_or_else(|| Denied::adapter(what(), "this is not an image's name"))?;
     if !descriptor.images.iter().any(|declared| declared == repository) {
@@ -205,7 +215,11 @@ fn routes(request: &ContainerRequest, descriptor: &Descriptor, policy: &Policy) 
         }
         check_host(&route.upstream)?;
         let url = policy.route_url(&route.upstream).ok_or_else(|| {
-            Denied::new(what(), "it is not an allowed model API", format!("add \"{}\" to `upstreams` of the policy", route.upstream))
+            Denied::new(
+                what(),
+                "it is not an allowed model API",
+                format!("add \"{}\" to `upstreams` of the policy", route.upstream),
+            )
         })?;
         Ok(GrantedRoute { route: route.clone(), url })
     };
@@ -233,7 +247,12 @@ fn secrets(
     Ok(granted)
 }
 
-fn egress(request: &ContainerRequest, descriptor: &Descriptor, policy: &Policy, clamped: &mut Vec<Clamped>) -> Result<Vec<EgressRule>, Denied> {
+fn egress(
+    request: &ContainerRequest,
+    descriptor: &Descriptor,
+    policy: &Policy,
+    clamped: &mut Vec<Clamped>,
+) -> Result<Vec<EgressRule>, Denied> {
     let mut granted = Vec::new();
     for rule in &request.egress {
         check_host(rule)?;
@@ -265,7 +284,11 @@ fn resources(asked: Resources, declared: Resources, allowed: Resources, clamped:
     let mut least = |what: &str, unit: &str, asked: u32, declared: u32, allowed: u32| {
         let granted = asked.min(declared).min(allowed);
         if granted != asked {
-            clamped.push(Clamped { what: what.to_owned(), requested: format!("{asked} {unit}"), granted: format!("{granted} {unit}") });
+            clamped.push(Clamped {
+                what: what.to_owned(),
+                requested: format!("{asked} {unit}"),
+                granted: format!("{granted} {unit}"),
+            });
         }
         granted
     };
@@ -286,7 +309,12 @@ fn silence(granted: &mut ContainerRequest, policy: &Policy, clamped: &mut Vec<Cl
         }
     };
     let watchdog = &mut granted.watchdog;
-    within("time until the first output", &mut watchdog.first_output_seconds, bounds.min_seconds, bounds.max_first_output_seconds);
+    within(
+        "time until the first output",
+        &mut watchdog.first_output_seconds,
+        bounds.min_seconds,
+        bounds.max_first_output_seconds,
+    );
     within("time without output", &mut watchdog.idle_seconds, bounds.min_seconds, bounds.max_idle_seconds);
     within("time to end", &mut granted.stop.grace_seconds, 0, bounds.max_grace_seconds);
 }

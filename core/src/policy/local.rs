@@ -24,9 +24,9 @@ impl LocalCommand {
     pub fn accepts(&self, said: &str) -> bool {
         let Some(wanted) = &self.version else { return true };
         let found = said.split(|c: char| !(c.is_ascii_alphanumeric() || ".-+_".contains(c))).find(|word| is_version(word));
-        found.map(|word| word.trim_start_matches('v')).is_some_and(|found| {
-            found == wanted || found.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('.'))
-        })
+        found
+            .map(|word| word.trim_start_matches('v'))
+            .is_some_and(|found| found == wanted || found.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('.')))
     }
 }
 

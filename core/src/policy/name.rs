@@ -4,7 +4,19 @@ use crate::plan::EgressRule;
 
 /// Last labels that never lead to the public internet, or lead to a cloud's own services.
 const PRIVATE_ENDINGS: [&str; 13] = [
-    "localhost", "local", "internal", "intranet", "corp", "home", "lan", "private", "test", "invalid", "onion", "arpa", "localdomain",
+    "localhost",
+    "local",
+    "internal",
+    "intranet",
+    "corp",
+    "home",
+    "lan",
+    "private",
+    "test",
+    "invalid",
+    "onion",
+    "arpa",
+    "localdomain",
 ];
 
 /// Whether a DNS name is one of this machine, this network or this cloud. Addresses behind public names are checked where they are resolved.
@@ -56,11 +68,14 @@ pub fn repository_of(image: &str) -> Option<&str> {
         Some((host, port)) => component(host) && port.parse::<u16>().is_ok() && repository.contains('/'),
         None => component(first),
     };
-    let tag_fits = |tag: &str| (1..=128).contains(&tag.len()) && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let tag_fits = |tag: &str| {
+        (1..=128).contains(&tag.len()) && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
     let digest_fits = |digest: &str| {
         digest.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
-    let fits = first_fits && parts.all(component) && tag.is_none_or(tag_fits) && digest.is_none_or(digest_fits) && image.len() <= 512;
+    let fits =
+        first_fits && parts.all(component) && tag.is_none_or(tag_fits) && digest.is_none_or(digest_fits) && image.len() <= 512;
     fits.then_some(repository)
 }
 

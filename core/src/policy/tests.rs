@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::plan::{
-    ContainerRequest, Descriptor, EgressRule, ModelRoute, Phase, Place, PlanFile, Resources, SecretRef, SecretSlot, Stop, StopSignal, Watchdog,
+    ContainerRequest, Descriptor, EgressRule, ModelRoute, Phase, Place, PlanFile, Resources, SecretRef, SecretSlot, Stop,
+    StopSignal, Watchdog,
 };
 
 fn rule(host: &str, port: u16) -> EgressRule {
@@ -138,8 +139,19 @@ fn a_variable_of_a_route_cannot_be_set_by_the_plan() {
 #[test]
 fn addresses_and_private_names_are_never_reached() {
     for host in [
-        "169.254.169.254", "127.1", "0x7f.1", "::1", "localhost", "metadata.google.internal", "kubernetes.default.svc.cluster.local", "metadata",
-        "Example.com", "example.com.", "*.example.com", "exa mple.com", "",
+        "169.254.169.254",
+        "127.1",
+        "0x7f.1",
+        "::1",
+        "localhost",
+        "metadata.google.internal",
+        "kubernetes.default.svc.cluster.local",
+        "metadata",
+        "Example.com",
+        "example.com.",
+        "*.example.com",
+        "exa mple.com",
+        "",
     ] {
         let mut descriptor = descriptor();
         descriptor.egress.push(rule(host, 443));
@@ -185,12 +197,19 @@ fn a_secret_reaches_the_environment_only_where_policy_says_so() {
     assert_eq!((granted.request.secrets.len(), granted.clamped.len()), (0, 1));
     let policy = Policy { secrets_in_env: true, ..Policy::default() };
     assert_eq!(clamp(&asked, &descriptor(), &policy).unwrap().request.secrets, [secret]);
-    assert!(denied(|asked| asked.secrets = vec![SecretRef { slot: "other".into(), env: "KEY".into() }]).contains("does not declare"));
+    assert!(
+        denied(|asked| asked.secrets = vec![SecretRef { slot: "other".into(), env: "KEY".into() }]).contains("does not declare")
+    );
 }
 
 #[test]
 fn files_stay_in_their_folder_and_within_bounds() {
-    let file = |path: &str, content: &str| PlanFile { place: Place::Home, path: path.into(), content: content.into(), executable: false };
+    let file = |path: &str, content: &str| PlanFile {
+        place: Place::Home,
+        path: path.into(),
+        content: content.into(),
+        executable: false,
+    };
     for path in ["../x", "/etc/passwd", "a/../b", "", "a//b", "./a", "a\0b", "a\\b"] {
         assert!(denied(|asked| asked.files = vec![file(path, "")]).contains("relative"), "{path}");
     }
@@ -275,15 +294,28 @@ fn host() -> impl Strategy<Value = String> {
 }
 
 fn rules() -> impl Strategy<Value = Vec<EgressRule>> {
-    prop::collection::vec((host(), prop_oneof![8 => Just(443_u16), 1 => any::<u16>()]).prop_map(|(host, port)| EgressRule { host, port }), 0..4)
+    prop::collection::vec(
+        (host(), prop_oneof![8 => Just(443_u16), 1 => any::<u16>()]).prop_map(|(host, port)| EgressRule { host, port }),
+        0..4,
+    )
 }
 
 fn amounts() -> impl Strategy<Value = Resources> {
-    (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(cpu_millis, memory_mib, disk_mib)| Resources { cpu_millis, memory_mib, disk_mib })
+    (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(cpu_millis, memory_mib, disk_mib)| Resources {
+        cpu_millis,
+        memory_mib,
+        disk_mib,
+    })
 }
 
 fn env_name() -> impl Strategy<Value = String> {
-    prop_oneof!["[A-Za-z_]{1,6}", Just("LD_PRELOAD".to_owned()), Just("https_proxy".to_owned()), Just("PATH".to_owned()), "\\PC{0,4}"]
+    prop_oneof![
+        "[A-Za-z_]{1,6}",
+        Just("LD_PRELOAD".to_owned()),
+        Just("https_proxy".to_owned()),
+        Just("PATH".to_owned()),
+        "\\PC{0,4}"
+    ]
 }
 
 prop_compose! {
