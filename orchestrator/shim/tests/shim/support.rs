@@ -165,11 +165,15 @@ pub fn sh(id: u32, script: &str) -> Run {
     }
 }
 
-/// Awaits that a process is gone (or a zombie that somebody else has to reap).
+/// Whether a process is there, and not as a zombie that somebody else has to reap.
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Awaits that a process is gone.
 pub async fn gone(pid: u32) {
-    let stat = format!("/proc/{pid}/stat");
     timeout(PATIENCE, async {
-        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+        while is_alive(pid) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
