@@ -72,7 +72,8 @@ impl Env {
             }
             let mac = cfg!(target_os = "macos").then_some("Library/Application Support");
             let home = home.as_ref().ok_or_else(|| {
-                CliError::other("no_home", "there is no home folder").hint(format!("set HOME, or set {own} to a folder of your choice"))
+                CliError::other("no_home", "there is no home folder")
+                    .hint(format!("set HOME, or set {own} to a folder of your choice"))
             })?;
             Ok(home.join(mac.unwrap_or(default)).join("ckrv"))
         };
@@ -170,7 +171,8 @@ impl Settings {
     /// # Errors
     /// As [`Self::load`].
     pub fn repository(&self, root: &Path) -> Result<RepoConfig, CliError> {
-        let allowed = "agent, model, base, credential, timeout and labels. The service's URL and tokens are never taken from a repository";
+        let allowed =
+            "agent, model, base, credential, timeout and labels. The service's URL and tokens are never taken from a repository";
         read_toml(&root.join(".ckrv/config.toml"), allowed)
     }
 }
@@ -178,7 +180,9 @@ impl Settings {
 fn read_toml<T: DeserializeOwned + Default>(path: &Path, allowed: &str) -> Result<T, CliError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => return Ok(T::default()),
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            return Ok(T::default());
+        }
         Err(error) => return Err(CliError::io(format!("can't read {}", path.display()), error)),
     };
     toml::from_str(&text).map_err(|error| {
@@ -244,10 +248,20 @@ mod tests {
 
     #[test]
     fn only_https_or_this_machine_is_accepted_as_a_service() {
-        for good in ["https://ckrv.example.com", "http://127.0.0.1:7420", "http://localhost:1", "http://[::1]:1", "https://h/base/v1/"] {
+        for good in
+            ["https://ckrv.example.com", "http://127.0.0.1:7420", "http://localhost:1", "http://[::1]:1", "https://h/base/v1/"]
+        {
             assert!(service_url(good).is_ok(), "{good}");
         }
-        for bad in ["http://ckrv.example.com", "http://127.0.0.1.example.com", "https://u:p@h", "file:///x", "x", "https://h?x", "http://10.0.0.1"] {
+        for bad in [
+            "http://ckrv.example.com",
+            "http://127.0.0.1.example.com",
+            "https://u:p@h",
+            "file:///x",
+            "x",
+            "https://h?x",
+            "http://10.0.0.1",
+        ] {
             assert!(service_url(bad).is_err(), "{bad}");
         }
         assert_eq!(service_url("https://h/base/v1/").unwrap(), service_url("https://h/base").unwrap());

@@ -73,7 +73,7 @@ pub struct CliError {
     /// Whether the same command may succeed later without a change.
     pub retryable: bool,
     /// More for programs, for example the paths in conflict.
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -109,7 +109,7 @@ impl CliError {
 
     #[must_use]
     pub fn details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.details = Some(Box::new(details));
         self
     }
 
@@ -144,7 +144,7 @@ impl CliError {
             error["causes"] = json!(causes);
         }
         if let Some(details) = &self.details {
-            error["details"] = details.clone();
+            error["details"] = (**details).clone();
         }
         json!({ "error": error })
     }

@@ -74,7 +74,9 @@ impl Git {
             command.env_remove(name);
         }
         command.arg("-C").arg(&self.folder);
-        for setting in ["core.hooksPath=/dev/null", "core.fsmonitor=false", "gc.auto=0", "maintenance.auto=false", "submodule.recurse=false"] {
+        for setting in
+            ["core.hooksPath=/dev/null", "core.fsmonitor=false", "gc.auto=0", "maintenance.auto=false", "submodule.recurse=false"]
+        {
             command.args(["-c", setting]);
         }
         command.args(args).env("LC_ALL", "C").env("GIT_TERMINAL_PROMPT", "0").env("GIT_NO_REPLACE_OBJECTS", "1");
@@ -174,7 +176,11 @@ mod tests {
 
     #[test]
     fn versions_are_read_in_every_dialect() {
-        for (text, version) in [("git version 2.39.5", (2, 39)), ("git version 2.50.1 (Apple Git-155)", (2, 50)), ("git version 2.45.0.windows.1", (2, 45))] {
+        for (text, version) in [
+            ("git version 2.39.5", (2, 39)),
+            ("git version 2.50.1 (Apple Git-155)", (2, 50)),
+            ("git version 2.45.0.windows.1", (2, 45)),
+        ] {
             assert_eq!(parse_version(text), Some(version));
         }
         assert!(parse_version("hub version 2").is_none());

@@ -145,8 +145,12 @@ fn last_file(client: &Client, settings: &Settings) -> PathBuf {
 fn last(client: &Client, settings: &Settings) -> Result<JobId, CliError> {
     let text = std::fs::read_to_string(last_file(client, settings)).unwrap_or_default();
     text.trim().parse().map_err(|_| {
-        CliError::new(Kind::NotFound, "job_not_found", format!("Job not found: no job was started from here at {}", client.service()))
-            .hint("`ckrv list` shows your jobs")
+        CliError::new(
+            Kind::NotFound,
+            "job_not_found",
+            format!("Job not found: no job was started from here at {}", client.service()),
+        )
+        .hint("`ckrv list` shows your jobs")
     })
 }
 

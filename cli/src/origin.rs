@@ -26,7 +26,8 @@ pub fn find(root: Option<&Path>, repo: Option<&str>, base: Option<&str>) -> Resu
         return Ok(Origin { url, base: base.unwrap_or("main").to_owned(), stripped });
     }
     let root = root.ok_or_else(|| {
-        CliError::usage("there is no git repository here").hint("run this in a clone, or name the repository with --repo URL and --base BRANCH")
+        CliError::usage("there is no git repository here")
+            .hint("run this in a clone, or name the repository with --repo URL and --base BRANCH")
     })?;
     let git = Git::at(root);
     // Two short processes side by side: this stands between the user and the job's id.
@@ -47,7 +48,9 @@ pub fn local(root: Option<&Path>, repo: Option<&str>, base: Option<&str>) -> Res
     if repo.is_some() {
         return find(root, repo, base);
     }
-    let root = root.ok_or_else(|| CliError::usage("there is no git repository here").hint("run this in a clone, or name a repository with --repo"))?;
+    let root = root.ok_or_else(|| {
+        CliError::usage("there is no git repository here").hint("run this in a clone, or name a repository with --repo")
+    })?;
     let base = match base {
         Some(base) => base.to_owned(),
         None => current_branch(&Git::at(root))?,
@@ -62,16 +65,17 @@ fn origin_url(git: &Git, root: &Path) -> Result<String, CliError> {
     let path = Path::new(&url);
     let is_path = path.is_relative() && (url.starts_with('.') || (!url.contains(':') && root.join(path).exists()));
     if is_path {
-        let absolute: PathBuf = std::fs::canonicalize(root.join(path)).map_err(|error| CliError::io("can't find `origin`", error))?;
+        let absolute: PathBuf =
+            std::fs::canonicalize(root.join(path)).map_err(|error| CliError::io("can't find `origin`", error))?;
         return Ok(absolute.display().to_string());
     }
     Ok(url)
 }
 
 fn current_branch(git: &Git) -> Result<String, CliError> {
-    git.try_line(&["symbolic-ref", "--quiet", "--short", "HEAD"])?.filter(|branch| !branch.is_empty()).ok_or_else(|| {
-        CliError::usage("HEAD is on no branch").hint("name the branch to start from with --base")
-    })
+    git.try_line(&["symbolic-ref", "--quiet", "--short", "HEAD"])?
+        .filter(|branch| !branch.is_empty())
+        .ok_or_else(|| CliError::usage("HEAD is on no branch").hint("name the branch to start from with --base"))
 }
 
 fn pushed_base(git: &Git, base: Option<&str>) -> Result<String, CliError> {
@@ -116,8 +120,10 @@ fn not_pushed(branch: &str, commits: Option<u64>, upstream: &str) -> CliError {
         Some(count) => format!("has {count} commits that are not pushed to `origin`"),
         None => "is not pushed to `origin`".to_owned(),
     };
-    let push = if branch == upstream { format!("git push -u origin {branch}") } else { format!("git push origin {branch}:{upstream}") };
-    let start = if commits.is_some() { format!(", or start from what is there: `--base origin/{upstream}`") } else { String::new() };
+    let push =
+        if branch == upstream { format!("git push -u origin {branch}") } else { format!("git push origin {branch}:{upstream}") };
+    let start =
+        if commits.is_some() { format!(", or start from what is there: `--base origin/{upstream}`") } else { String::new() };
     CliError::new(Kind::Other, "base_not_pushed", format!("base not pushed: `{branch}` {what}, so a worker can't clone it"))
         .hint(format!("run `{push}`{start}"))
 }

@@ -29,11 +29,15 @@ pub fn state(state: State) -> String {
 #[must_use]
 pub fn status(job: &Job, now: Timestamp) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut row = |name: &str, value: String| lines.push(format!("{:<13}{value}", name.bold().to_string() + ":"));
+    let mut row = |name: &str, value: String| lines.push(format!("{} {value}", format!("{:<13}", format!("{name}:")).bold()));
     row("Job", job.id.to_string());
     row("State", state_line(job));
     row("Spec", clean(&job.spec_id).into_owned());
-    let base = job.base_sha.as_deref().map(|sha| format!(" at {}", clean(&sha.chars().take(12).collect::<String>()))).unwrap_or_default();
+    let base = job
+        .base_sha
+        .as_deref()
+        .map(|sha| format!(" at {}", clean(&sha.chars().take(12).collect::<String>())))
+        .unwrap_or_default();
     row("Repository", format!("{}, {}{base}", clean(&job.git_repo_url), clean(&job.git_base_branch)));
     let model = job.model.as_deref().map(|model| format!(", {}", clean(model))).unwrap_or_default();
     row("Agent", format!("{}{model}", clean(&job.agent)));
@@ -139,10 +143,14 @@ pub fn entry(entry: &LogEntry, zone: &TimeZone) -> String {
 fn event(event: &AgentEvent) -> Option<String> {
     match event {
         AgentEvent::Message { text, .. } => Some(text.clone()),
-        AgentEvent::ToolCall { name, input, .. } => Some(format!("→ {name} {}", shorten(&argument(input), CALL_WIDTH)).trim_end().to_owned()),
+        AgentEvent::ToolCall { name, input, .. } => {
+            Some(format!("→ {name} {}", shorten(&argument(input), CALL_WIDTH)).trim_end().to_owned())
+        }
         AgentEvent::ToolResult { is_error: true, output, .. } => Some(format!("← failed: {}", shorten(output, CALL_WIDTH))),
         AgentEvent::ToolResult { output, .. } => Some(format!("← {}", shorten(output, CALL_WIDTH)).trim_end().to_owned()),
-        AgentEvent::Usage(usage) => Some(format!("{} tokens in, {} out", number(usage.input_tokens), number(usage.output_tokens))),
+        AgentEvent::Usage(usage) => {
+            Some(format!("{} tokens in, {} out", number(usage.input_tokens), number(usage.output_tokens)))
+        }
         AgentEvent::RunResult { .. } | AgentEvent::Other { .. } => None,
     }
 }
@@ -186,7 +194,10 @@ mod tests {
     #[test]
     fn a_tool_call_is_shown_by_its_telling_argument() {
         let call = |input| Some(AgentEvent::ToolCall { id: "1".into(), name: "Bash".into(), input });
-        assert_eq!(line("", call(serde_json::json!({"timeout": 1, "command": "ls -la\nrm x"}))), "03:04:05 agent        → Bash ls -la…");
+        assert_eq!(
+            line("", call(serde_json::json!({"timeout": 1, "command": "ls -la\nrm x"}))),
+            "03:04:05 agent        → Bash ls -la…"
+        );
         assert_eq!(line("", call(serde_json::json!({"odd": 1}))), "03:04:05 agent        → Bash {\"odd\":1}");
     }
 }

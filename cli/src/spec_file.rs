@@ -31,7 +31,8 @@ pub fn read(argument: Option<&str>, root: Option<&Path>) -> Result<SpecFile, Cli
         return Err(bad("spec_too_large", format!("is too large: at most {} KiB are accepted", MAX_SPEC_BYTES / 1024)));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
-        bad("spec_not_utf8", format!("is not UTF-8 (byte {})", error.utf8_error().valid_up_to() + 1)).hint("save it as UTF-8 text")
+        bad("spec_not_utf8", format!("is not UTF-8 (byte {})", error.utf8_error().valid_up_to() + 1))
+            .hint("save it as UTF-8 text")
     })?;
     if text.trim().is_empty() {
         return Err(bad("spec_empty", "is empty".to_owned()).hint("write in it what the agent should do"));
@@ -67,14 +68,19 @@ fn bounded(source: impl std::io::Read, shown: &str) -> Result<Vec<u8>, CliError>
 fn only_spec(root: Option<&Path>) -> Result<PathBuf, CliError> {
     let folder = root.unwrap_or(Path::new(".")).join(".ckrv/specs");
     let mut specs: Vec<PathBuf> = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    specs.retain(|path| path.is_file() && path.extension().is_some_and(|ext| ["md", "yaml", "yml"].iter().any(|known| ext == *known)));
+    specs.retain(|path| {
+        path.is_file() && path.extension().is_some_and(|ext| ["md", "yaml", "yml"].iter().any(|known| ext == *known))
+    });
     specs.sort();
     match specs.len() {
         1 => Ok(specs.remove(0)),
         0 => Err(CliError::new(Kind::Usage, "spec_missing", "no spec is given, and there is none in .ckrv/specs/")
             .hint("name one: `ckrv run SPEC`, or `-` for stdin")),
         _ => {
-            let names: Vec<String> = specs.iter().map(|path| format!(".ckrv/specs/{}", path.file_name().unwrap_or_default().to_string_lossy())).collect();
+            let names: Vec<String> = specs
+                .iter()
+                .map(|path| format!(".ckrv/specs/{}", path.file_name().unwrap_or_default().to_string_lossy()))
+                .collect();
             let list = names.iter().map(|name| format!("\n  {name}")).collect::<String>();
             Err(CliError::new(Kind::Usage, "spec_ambiguous", format!("which spec? There are several:{list}"))
                 .hint(format!("name one, for example `ckrv run {}`", names[0]))

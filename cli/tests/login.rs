@@ -1,5 +1,7 @@
 //! Sessions: the device login, and its renewal by many processes at once. The system's keyring is not tested here.
 
+#![expect(clippy::unwrap_used, reason = "in tests, helpers too")]
+
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +24,11 @@ fn service(lifetime: u32) -> (Stub, Arc<AtomicUsize>) {
     let refreshes = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&refreshes);
     let stub = Stub::start(move |seen, before| match seen.call().as_str() {
-        "POST /v1/auth/device" => reply(200, &json!({ "device_code": "device", "user_code": "ABCD-1234",
-            "verification_uri": "http://127.0.0.1:1/activate", "expires_in": 60, "interval": 1 })),
+        "POST /v1/auth/device" => reply(
+            200,
+            &json!({ "device_code": "device", "user_code": "ABCD-1234",
+            "verification_uri": "http://127.0.0.1:1/activate", "expires_in": 60, "interval": 1 }),
+        ),
         "POST /v1/auth/token" if before == 0 => reply(400, &json!({ "error": "authorization_pending" })),
         "POST /v1/auth/token" => reply(200, &tokens(1, lifetime)),
         "POST /v1/auth/refresh" => {
@@ -40,7 +45,11 @@ fn service(lifetime: u32) -> (Stub, Arc<AtomicUsize>) {
             let good = format!("Bearer access-{current}-SECRET");
             // The first access token works once: that is enough for the login itself.
             let used_up = current == 1 && before > 0;
-            if seen.header("authorization") == Some(&good) && !used_up { reply(200, &me()) } else { problem(401, "unauthorized", "") }
+            if seen.header("authorization") == Some(&good) && !used_up {
+                reply(200, &me())
+            } else {
+                problem(401, "unauthorized", "")
+            }
         }
         _ => problem(404, "not_found", ""),
     });
@@ -64,7 +73,8 @@ fn us5_login_whoami_logout() {
 fn us5_login_tells_programs_by_events() {
     let (stub, _) = service(3600);
     let output = Machine::logged_out(&stub.url).run("", &["cloud", "login", "--json"]);
-    let events: Vec<Value> = String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events.len(), 2);
     assert_eq!((&events[0]["event"], &events[0]["user_code"]), (&json!("code"), &json!("ABCD-1234")));
     assert_eq!((&events[1]["event"], &events[1]["stored_in"]), (&json!("logged_in"), &json!("encrypted-file")));
@@ -73,8 +83,11 @@ fn us5_login_tells_programs_by_events() {
 #[test]
 fn us5_a_denied_login_is_an_error() {
     let stub = Stub::start(|seen, _| match seen.call().as_str() {
-        "POST /v1/auth/device" => reply(200, &json!({ "device_code": "device", "user_code": "ABCD-1234",
-            "verification_uri": "http://127.0.0.1:1/activate", "expires_in": 60, "interval": 1 })),
+        "POST /v1/auth/device" => reply(
+            200,
+            &json!({ "device_code": "device", "user_code": "ABCD-1234",
+            "verification_uri": "http://127.0.0.1:1/activate", "expires_in": 60, "interval": 1 }),
+        ),
         _ => reply(400, &json!({ "error": "access_denied" })),
     });
     insta::assert_snapshot!(Machine::logged_out(&stub.url).show("", &["cloud", "login"]));
@@ -88,7 +101,8 @@ fn us5_eight_processes_renew_a_session_once() {
     // From now on the service takes the first access token for used up; see `service`.
     assert_eq!(refreshes.load(Ordering::SeqCst), 0);
     let piped = || std::process::Stdio::piped();
-    let children: Vec<_> = (0..8).map(|_| machine.ckrv("", &["cloud", "whoami"]).stdout(piped()).stderr(piped()).spawn().unwrap()).collect();
+    let children: Vec<_> =
+        (0..8).map(|_| machine.ckrv("", &["cloud", "whoami"]).stdout(piped()).stderr(piped()).spawn().unwrap()).collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{}", machine.shown(&output));

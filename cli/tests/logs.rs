@@ -1,5 +1,7 @@
 //! `ckrv logs` against a service whose connection breaks. That a real service's log has no gaps is shown end to end, elsewhere.
 
+#![expect(clippy::unwrap_used, reason = "in tests, helpers too")]
+
 mod common;
 
 use std::io::{BufRead as _, BufReader};
@@ -11,7 +13,9 @@ use serde_json::json;
 
 fn messages(output: &[u8]) -> Vec<String> {
     let lines = output.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap()["message"].as_str().unwrap_or_default().to_owned()).collect()
+    lines
+        .map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap()["message"].as_str().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[test]
@@ -30,7 +34,11 @@ fn us3_a_followed_log_goes_on_where_the_connection_broke() {
     let output = machine.run("", &["logs", "-f", ID, "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}", machine.shown(&output));
     assert_eq!(messages(&output.stdout), ["one", "two", "three", "four"]);
-    let resumed: Vec<_> = stub.calls(&format!("GET /v1/jobs/{ID}/logs")).iter().map(|seen| seen.header("last-event-id").map(str::to_owned)).collect();
+    let resumed: Vec<_> = stub
+        .calls(&format!("GET /v1/jobs/{ID}/logs"))
+        .iter()
+        .map(|seen| seen.header("last-event-id").map(str::to_owned))
+        .collect();
     assert_eq!(resumed[0], None);
     assert!(resumed[1..].iter().all(|id| id.as_deref() == Some("1.2")), "{resumed:?}");
 }

@@ -1,6 +1,8 @@
 //! What a user sees of a service that misbehaves or refuses. The service here is a script: these tests show what `ckrv` makes of its
 //! answers, not that a real service gives them.
 
+#![expect(clippy::unwrap_used, reason = "in tests, helpers too")]
+
 mod common;
 
 use common::*;
@@ -35,7 +37,8 @@ fn us1_an_unreachable_service_suggests_a_local_run() {
 
 #[test]
 fn us1_a_service_that_is_overloaded_is_tried_again_with_the_same_key() {
-    let stub = Stub::start(|_, before| if before < 2 { problem(503, "unavailable", "busy") } else { reply(201, &job(ID, "queued")) });
+    let stub =
+        Stub::start(|_, before| if before < 2 { problem(503, "unavailable", "busy") } else { reply(201, &job(ID, "queued")) });
     let machine = Machine::new(&stub.url);
     machine.project();
     let output = machine.run("project", &["run", "--cloud"]);
@@ -48,8 +51,11 @@ fn us1_a_service_that_is_overloaded_is_tried_again_with_the_same_key() {
 #[test]
 fn a_used_up_quota_says_when_it_resets_and_where_to_upgrade() {
     let stub = Stub::start(|_, _| {
-        reply(402, &json!({ "error": "quota_exceeded", "message": "all 10 jobs of this month are used up",
-            "quota_resets_at": "2026-02-01T00:00:00Z", "upgrade_url": "https://ckrv.example/upgrade" }))
+        reply(
+            402,
+            &json!({ "error": "quota_exceeded", "message": "all 10 jobs of this month are used up",
+            "quota_resets_at": "2026-02-01T00:00:00Z", "upgrade_url": "https://ckrv.example/upgrade" }),
+        )
     });
     let machine = Machine::new(&stub.url);
     machine.project();
@@ -133,7 +139,8 @@ fn a_token_that_is_refused_is_not_shown() {
 fn a_list_that_nobody_reads_to_its_end_is_no_error() {
     let stub = only("queued");
     let machine = Machine::new(&stub.url);
-    let mut child = machine.ckrv("", &["list"]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child =
+        machine.ckrv("", &["list"]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{}", String::from_utf8_lossy(&output.stderr));

@@ -53,7 +53,11 @@ fn describe(status: StatusCode, problem: Option<&Problem>, retry_after: Option<&
         }
         status if status.is_server_error() => {
             let code = if status == StatusCode::SERVICE_UNAVAILABLE { "unavailable" } else { "server_error" };
-            let message = format!("the service is in trouble ({}){}", status.as_u16(), text.map(|text| format!(": {text}")).unwrap_or_default());
+            let message = format!(
+                "the service is in trouble ({}){}",
+                status.as_u16(),
+                text.map(|text| format!(": {text}")).unwrap_or_default()
+            );
             CliError::new(Kind::Unreachable, code, message)
                 .hint("try again later, or run the job on this machine: `ckrv run` without --cloud")
                 .retryable()
@@ -89,7 +93,8 @@ trait Text {
 
 impl Text for Problem {
     fn text(&self) -> Option<&str> {
-        let candidates = [self.message.as_deref(), Some(self.detail.as_str()), Some(self.title.as_str()), self.error_description.as_deref()];
+        let candidates =
+            [self.message.as_deref(), Some(self.detail.as_str()), Some(self.title.as_str()), self.error_description.as_deref()];
         candidates.into_iter().flatten().find(|text| !text.is_empty())
     }
 }

@@ -7,11 +7,12 @@ mod transport;
 use std::collections::BTreeMap;
 
 use ckrv_core::id::JobId;
-use ckrv_core::wire::{
-    AgentList, ArtifactList, CreateCredential, CreateJob, CreateSecret, CredentialInfo, CredentialList, DEVICE_GRANT, DeviceRequest,
-    DeviceResponse, Job, JobList, LogPage, OauthError, SecretInfo, SecretList, TokenRequest, TokenResponse, UserInfo,
-};
 use ckrv_core::log::Cursor;
+use ckrv_core::wire::{
+    AgentList, ArtifactList, CreateCredential, CreateJob, CreateSecret, CredentialInfo, CredentialList, DEVICE_GRANT,
+    DeviceRequest, DeviceResponse, Job, JobList, LogPage, OauthError, SecretInfo, SecretList, TokenRequest, TokenResponse,
+    UserInfo,
+};
 use reqwest::{Method, StatusCode};
 use sha2::{Digest as _, Sha256};
 
@@ -78,7 +79,8 @@ impl Client {
     /// # Errors
     /// As [`Self::job`].
     pub async fn retry(&self, id: JobId, idempotency_key: &str) -> Result<Job, CliError> {
-        let request = || Ok(self.request(Method::POST, &format!("v1/jobs/{id}/retry"))?.header("Idempotency-Key", idempotency_key));
+        let request =
+            || Ok(self.request(Method::POST, &format!("v1/jobs/{id}/retry"))?.header("Idempotency-Key", idempotency_key));
         self.json(request, true).await
     }
 
@@ -109,9 +111,12 @@ impl Client {
         }
         let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         if !sha256.eq_ignore_ascii_case(&listed.sha256) {
-            return Err(CliError::other("damaged", "the diff that came is not the one that the job published (its SHA-256 differs)")
-                .hint("try again; if it stays so, tell whoever runs the service")
-                .retryable());
+            return Err(CliError::other(
+                "damaged",
+                "the diff that came is not the one that the job published (its SHA-256 differs)",
+            )
+            .hint("try again; if it stays so, tell whoever runs the service")
+            .retryable());
         }
         Ok(Diff { bytes, sha256 })
     }
@@ -189,8 +194,11 @@ impl Client {
     /// # Errors
     /// The service can't be reached, or answers what OAuth doesn't know.
     pub async fn poll_device_login(&self, device_code: &str) -> Result<DevicePoll, CliError> {
-        let body =
-            TokenRequest { client_id: CLIENT_ID.to_owned(), device_code: device_code.to_owned(), grant_type: DEVICE_GRANT.to_owned() };
+        let body = TokenRequest {
+            client_id: CLIENT_ID.to_owned(),
+            device_code: device_code.to_owned(),
+            grant_type: DEVICE_GRANT.to_owned(),
+        };
         let response = self.send_raw(|| Ok(self.request(Method::POST, "v1/auth/token")?.json(&body))).await?;
         if response.status() != StatusCode::BAD_REQUEST {
             let response = self.checked(response).await?;

@@ -141,7 +141,11 @@ impl Client {
     }
 
     /// A connection that fails is tried again at once: nothing was sent. Anything else only if the request may be repeated.
-    async fn patiently(&self, request: impl Fn() -> Result<RequestBuilder, CliError>, repeatable: bool) -> Result<Response, CliError> {
+    async fn patiently(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CliError>,
+        repeatable: bool,
+    ) -> Result<Response, CliError> {
         let policy = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
             .with_max_delay(Duration::from_secs(2))
@@ -149,7 +153,10 @@ impl Client {
             .with_jitter();
         let attempt = || async {
             let response = request().map_err(Failure::Ours)?.send().await.map_err(Failure::Network)?;
-            let busy = matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
+            let busy = matches!(
+                response.status(),
+                StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+            );
             if busy { Err(Failure::Busy(response)) } else { Ok(response) }
         };
         let result = attempt.retry(policy).when(|failure| match failure {
@@ -200,7 +207,8 @@ fn http_client(base: &Url, settings: &Settings) -> Result<reqwest::Client, CliEr
     } else {
         builder = builder.https_only(true);
         if let Some(path) = &settings.env.ca_file {
-            let pem = std::fs::read(path).map_err(|error| CliError::io(format!("can't read CKRV_CA_FILE {}", path.display()), error))?;
+            let pem = std::fs::read(path)
+                .map_err(|error| CliError::io(format!("can't read CKRV_CA_FILE {}", path.display()), error))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem).map_err(failed)?);
         }
     }

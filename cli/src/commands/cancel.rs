@@ -28,7 +28,11 @@ pub async fn run(args: CancelArgs, app: &App) -> Outcome {
         app.ui.value(&job)?;
     } else {
         app.ui.line(&job.id.to_string())?;
-        let what = if job.state.is_final() { format!("job {} is {}", job.id, job.state) } else { format!("job {} is being cancelled", job.id) };
+        let what = if job.state.is_final() {
+            format!("job {} is {}", job.id, job.state)
+        } else {
+            format!("job {} is being cancelled", job.id)
+        };
         app.ui.note(&what);
     }
     Ok(Exit::OK)

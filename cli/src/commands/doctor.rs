@@ -68,7 +68,8 @@ fn git() -> Result<Check, crate::error::CliError> {
 
 /// Whether somebody listens where Docker or Podman do.
 fn engine(env: &Env) -> Check {
-    let mut sockets: Vec<PathBuf> = env.container_host.iter().filter_map(|host| host.strip_prefix("unix://")).map(PathBuf::from).collect();
+    let mut sockets: Vec<PathBuf> =
+        env.container_host.iter().filter_map(|host| host.strip_prefix("unix://")).map(PathBuf::from).collect();
     sockets.extend(["/var/run/docker.sock", "/run/podman/podman.sock"].map(PathBuf::from));
     if let Some(folder) = &env.runtime_dir {
         sockets.extend([folder.join("docker.sock"), folder.join("podman/podman.sock")]);

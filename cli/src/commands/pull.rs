@@ -59,7 +59,9 @@ pub async fn run(args: PullArgs, app: &App) -> Outcome {
         return to_file(path, &job, &diff, args.dry_run, app);
     }
     let target = match (args.worktree, args.branch) {
-        (Some(folder), _) => Target::Worktree(std::path::absolute(folder).map_err(|error| CliError::io("can't find the worktree", error))?),
+        (Some(folder), _) => {
+            Target::Worktree(std::path::absolute(folder).map_err(|error| CliError::io("can't find the worktree", error))?)
+        }
         (_, Some(name)) => Target::Branch(name),
         _ => Target::WorkingTree,
     };
@@ -86,7 +88,9 @@ fn to_file(path: &Path, job: &Job, diff: &Diff, dry_run: bool, app: &App) -> Out
         std::fs::write(path, &diff.bytes).map_err(|error| CliError::io(format!("can't write {}", path.display()), error))?;
     }
     if app.ui.is_json() {
-        app.ui.value(&json!({ "job": job.id, "output": path, "bytes": diff.bytes.len(), "sha256": diff.sha256, "dry_run": dry_run }))?;
+        app.ui.value(
+            &json!({ "job": job.id, "output": path, "bytes": diff.bytes.len(), "sha256": diff.sha256, "dry_run": dry_run }),
+        )?;
     } else {
         app.ui.note(&format!("wrote {} bytes to {}", diff.bytes.len(), path.display()));
     }
@@ -129,7 +133,10 @@ pub async fn apply(job: Job, diff: Diff, target: Target, dry_run: bool, app: &Ap
 }
 
 fn change(job: &Job, diff: Diff) -> Result<Change, CliError> {
-    let base = job.base_sha.clone().ok_or_else(|| CliError::other("bad_answer", "the service doesn't say which commit the job is based on"))?;
+    let base = job
+        .base_sha
+        .clone()
+        .ok_or_else(|| CliError::other("bad_answer", "the service doesn't say which commit the job is based on"))?;
     let summary = job.result_summary.as_deref().map(clean_lines).filter(|summary| !summary.trim().is_empty());
     let subject = format!("ckrv: {}", clean(&job.spec_id));
     Ok(Change {

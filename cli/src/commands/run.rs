@@ -100,7 +100,9 @@ fn request(args: &RunArgs, root: Option<&Path>, app: &App) -> Result<CreateJob, 
     let find = if args.cloud { origin::find } else { origin::local };
     let Origin { url, base, stripped } = find(root, args.repo.as_deref(), base.as_deref())?;
     if stripped {
-        app.ui.warn("the repository's URL contains a user or password, which stays here; store it with `ckrv cloud credentials add`");
+        app.ui.warn(
+            "the repository's URL contains a user or password, which stays here; store it with `ckrv cloud credentials add`",
+        );
     }
     Ok(CreateJob {
         spec_content: text,
@@ -120,7 +122,11 @@ fn request(args: &RunArgs, root: Option<&Path>, app: &App) -> Result<CreateJob, 
     })
 }
 
-fn labels(flags: &[String], repository: &RepoConfig, user: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, CliError> {
+fn labels(
+    flags: &[String],
+    repository: &RepoConfig,
+    user: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, CliError> {
     let mut labels = user.clone();
     labels.extend(repository.labels.clone());
     labels.extend(pairs(flags, "--label")?);
@@ -137,7 +143,11 @@ async fn submit(args: &RunArgs, request: &CreateJob, client: &Client) -> Result<
 /// # Errors
 /// Stdout can't be written.
 pub fn announce(job: &Job, client: &Client, app: &App) -> Outcome {
-    if app.ui.is_json() { app.ui.value(job)? } else { app.ui.line(&job.id.to_string())? }
+    if app.ui.is_json() {
+        app.ui.value(job)?
+    } else {
+        app.ui.line(&job.id.to_string())?
+    }
     app.ui.note(&format!("job {} is {}. Next:\n  ckrv status @last\n  ckrv logs -f @last\n  ckrv pull @last", job.id, job.state));
     // The job is made: that we can't remember it must not look as if it weren't.
     if let Err(error) = job_ref::remember(job.id, client, &app.settings) {
@@ -147,9 +157,16 @@ pub fn announce(job: &Job, client: &Client, app: &App) -> Outcome {
 }
 
 async fn run_here(args: &RunArgs, request: CreateJob, app: &App) -> Outcome {
-    let data = tempfile::Builder::new().prefix("ckrv-run-").tempdir().map_err(|error| CliError::io("can't make a temporary folder", error))?;
+    let data = tempfile::Builder::new()
+        .prefix("ckrv-run-")
+        .tempdir()
+        .map_err(|error| CliError::io("can't make a temporary folder", error))?;
     let spinner = app.ui.spinner("starting the engine");
-    let server = local::start(LocalOptions { unsandboxed: args.unsandboxed, data_dir: PathBuf::from(data.path()), config: local_config(app) }, &app.settings.env).await?;
+    let server = local::start(
+        LocalOptions { unsandboxed: args.unsandboxed, data_dir: PathBuf::from(data.path()), config: local_config(app) },
+        &app.settings.env,
+    )
+    .await?;
     drop(spinner);
     let outcome = run_at(&server, args, &request, app).await;
     server.engine.stop().await;

@@ -39,8 +39,11 @@ pub fn ensure_base(git: &Git, base: &str, url: &str, branch: &str) -> Result<(),
             last = Some(crate::git::failed(&args, &output));
         }
     }
-    let error = CliError::other("no_base", format!("this repository doesn't have the job's base commit {base}, nor does a remote give it"))
-        .hint("run `ckrv pull` in a clone of the job's repository, or take the diff as it is with --output FILE");
+    let error = CliError::other(
+        "no_base",
+        format!("this repository doesn't have the job's base commit {base}, nor does a remote give it"),
+    )
+    .hint("run `ckrv pull` in a clone of the job's repository, or take the diff as it is with --output FILE");
     Err(match last {
         Some(cause) => error.source(cause),
         None => error,

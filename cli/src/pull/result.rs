@@ -21,10 +21,21 @@ pub fn build(git: &Git, change: &Change, scratch: &Path) -> Result<String, CliEr
     check_named_paths(&change.diff, scratch)?;
     let index = git.with_index(scratch.join("result.index"));
     index.run(&["read-tree", &base_tree], None)?;
-    let args = ["-c", "apply.whitespace=nowarn", "-c", "apply.ignoreWhitespace=no", "-c", "core.safecrlf=false", "apply", "--cached", "--binary"];
+    let args = [
+        "-c",
+        "apply.whitespace=nowarn",
+        "-c",
+        "apply.ignoreWhitespace=no",
+        "-c",
+        "core.safecrlf=false",
+        "apply",
+        "--cached",
+        "--binary",
+    ];
     let output = index.output(&args, Some(&change.diff))?;
     if !output.status.success() {
-        return Err(CliError::other("bad_diff", "the job's diff doesn't apply to the commit that it is based on").source(failed(&args[7..], &output)));
+        return Err(CliError::other("bad_diff", "the job's diff doesn't apply to the commit that it is based on")
+            .source(failed(&args[7..], &output)));
     }
     let tree = index.line(&["write-tree"])?;
     check_tree(git, &base_tree, &tree)?;

@@ -26,7 +26,8 @@ const PREVIEW: [(&str, &str); 6] = [
 /// Merges into the work tree that `git` runs in, and stages what changed there; nothing is committed.
 pub fn into_work_tree(git: &Git, base: &str, tree: &str, scratch: &Path, dry_run: bool) -> Result<Report, CliError> {
     let head = git.try_line(&["rev-parse", "--verify", "--quiet", "HEAD^{tree}"])?.ok_or_else(|| {
-        CliError::other("no_commit", "this branch has no commit yet").hint("use `--branch NAME` to get the job's result as a branch")
+        CliError::other("no_commit", "this branch has no commit yet")
+            .hint("use `--branch NAME` to get the job's result as a branch")
     })?;
     let merged = merge(git, &format!("{base}^{{tree}}"), &head, tree)?;
     let wanted = changes(git, &head, &merged)?;
@@ -44,7 +45,14 @@ pub fn into_work_tree(git: &Git, base: &str, tree: &str, scratch: &Path, dry_run
 }
 
 /// The same in another work tree, which is made from HEAD if it isn't there.
-pub fn into_other_work_tree(git: &Git, folder: &Path, base: &str, tree: &str, scratch: &Path, dry_run: bool) -> Result<Report, CliError> {
+pub fn into_other_work_tree(
+    git: &Git,
+    folder: &Path,
+    base: &str,
+    tree: &str,
+    scratch: &Path,
+    dry_run: bool,
+) -> Result<Report, CliError> {
     let exists = folder.join(".git").exists();
     if !exists {
         if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
@@ -56,7 +64,14 @@ pub fn into_other_work_tree(git: &Git, folder: &Path, base: &str, tree: &str, sc
             return Ok(Report { worktree: Some(folder.to_owned()), ..report });
         }
         into_clean(git, base, tree)?;
-        let args = [OsStr::new("worktree"), OsStr::new("add"), OsStr::new("--quiet"), OsStr::new("--detach"), OsStr::new("--"), folder.as_os_str()];
+        let args = [
+            OsStr::new("worktree"),
+            OsStr::new("add"),
+            OsStr::new("--quiet"),
+            OsStr::new("--detach"),
+            OsStr::new("--"),
+            folder.as_os_str(),
+        ];
         git.run(&args, None)?;
     }
     let other = Git::at(folder);
@@ -141,8 +156,18 @@ fn conflicts<'a>(paths: impl Iterator<Item = &'a [u8]>) -> CliError {
 }
 
 /// Splits the changes into those to make and those already made. Files that hold anything else than HEAD's content are refused.
-fn unsaved(git: &Git, head: &str, merged: &str, wanted: Vec<Entry>, scratch: &Path) -> Result<(Vec<Entry>, Vec<Entry>), CliError> {
-    let mut dirty: Vec<String> = wanted.iter().filter(|entry| is_obstructed(git.folder(), entry, &wanted)).map(|entry| display_path(&entry.path)).collect();
+fn unsaved(
+    git: &Git,
+    head: &str,
+    merged: &str,
+    wanted: Vec<Entry>,
+    scratch: &Path,
+) -> Result<(Vec<Entry>, Vec<Entry>), CliError> {
+    let mut dirty: Vec<String> = wanted
+        .iter()
+        .filter(|entry| is_obstructed(git.folder(), entry, &wanted))
+        .map(|entry| display_path(&entry.path))
+        .collect();
     if dirty.is_empty() {
         // What is there now, hashed as `git add` would: through the user's filters.
         let current = git.with_index(scratch.join("current.index"));
@@ -160,7 +185,8 @@ fn unsaved(git: &Git, head: &str, merged: &str, wanted: Vec<Entry>, scratch: &Pa
         let staged: HashMap<Vec<u8>, Entry> = staged.into_iter().map(|entry| (entry.path.clone(), entry)).collect();
         let (mut todo, mut done) = (Vec::new(), Vec::new());
         for entry in wanted {
-            let staged_otherwise = staged.get(&entry.path).is_some_and(|other| other.hash != entry.hash || other.mode != entry.mode);
+            let staged_otherwise =
+                staged.get(&entry.path).is_some_and(|other| other.hash != entry.hash || other.mode != entry.mode);
             if staged_otherwise || (changed.contains(&entry.path) && missing.contains(&entry.path)) {
                 dirty.push(display_path(&entry.path));
             } else if missing.contains(&entry.path) {
@@ -174,9 +200,12 @@ fn unsaved(git: &Git, head: &str, merged: &str, wanted: Vec<Entry>, scratch: &Pa
         }
     }
     let list = dirty.iter().map(|path| format!("\n  {path}")).collect::<String>();
-    Err(CliError::other("unsaved_changes", format!("the job changes files in which you have unsaved changes, so nothing was touched:{list}"))
-        .hint("commit or stash them first, or get the result as a branch: `ckrv pull JOB --branch`")
-        .details(json!({ "unsaved": dirty })))
+    Err(CliError::other(
+        "unsaved_changes",
+        format!("the job changes files in which you have unsaved changes, so nothing was touched:{list}"),
+    )
+    .hint("commit or stash them first, or get the result as a branch: `ckrv pull JOB --branch`")
+    .details(json!({ "unsaved": dirty })))
 }
 
 /// Whether something of another kind stands in a path's way: a folder where a file goes, a file or link where a folder goes.
@@ -221,7 +250,9 @@ fn only_holds(folder: &Path, root: &Path, goes_away: &impl Fn(&Path) -> bool) ->
 fn write(git: &Git, merged: &str, todo: &[Entry], scratch: &Path) -> Result<(), CliError> {
     let lock = PathBuf::from(git.line(&["rev-parse", "--path-format=absolute", "--git-path", "index.lock"])?);
     if lock.exists() {
-        return Err(CliError::other("index_locked", format!("another git is at work here: {} exists", lock.display())).retryable());
+        return Err(
+            CliError::other("index_locked", format!("another git is at work here: {} exists", lock.display())).retryable()
+        );
     }
     for entry in todo.iter().filter(|entry| entry.is_deletion()) {
         remove(git.folder(), Path::new(OsStr::from_bytes(&entry.path)))?;

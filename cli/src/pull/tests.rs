@@ -18,7 +18,12 @@ impl World {
         let world = Self { base: String::new(), folder };
         world.git(".", &["init", "--quiet", "--initial-branch=main", "user"]);
         world.configure("user");
-        for (path, content) in [("a.txt", "one\ntwo\nthree\nfour\nfive\n"), ("b.txt", "b\n"), ("dir/c.txt", "c\n"), ("old name.txt", "a name to change\n")] {
+        for (path, content) in [
+            ("a.txt", "one\ntwo\nthree\nfour\nfive\n"),
+            ("b.txt", "b\n"),
+            ("dir/c.txt", "c\n"),
+            ("old name.txt", "a name to change\n"),
+        ] {
             world.write(&format!("user/{path}"), content.as_bytes());
         }
         world.git("user", &["add", "."]);
@@ -125,7 +130,10 @@ fn other_local_changes_stay_as_they_are() {
     world.git("user", &["add", "staged"]);
     let change = world.job(|job| fs::write(job.join("b.txt"), "job\n").unwrap());
     assert_eq!(paths(&world.pull(&change, &Target::WorkingTree).unwrap()), ["M b.txt"]);
-    assert_eq!((world.read("user/b.txt"), world.read("user/dir/c.txt"), world.read("user/untracked")), ("job\n".into(), "mine\n".into(), "mine\n".into()));
+    assert_eq!(
+        (world.read("user/b.txt"), world.read("user/dir/c.txt"), world.read("user/untracked")),
+        ("job\n".into(), "mine\n".into(), "mine\n".into())
+    );
     assert_eq!(world.git("user", &["status", "--porcelain"]).trim(), "M  b.txt\n M dir/c.txt\nA  staged\n?? untracked");
 }
 
@@ -241,7 +249,11 @@ fn a_dry_run_says_all_and_touches_nothing() {
     let git = Git::at(world.path("user"));
     for target in [Target::WorkingTree, Target::Branch(None), Target::Worktree(world.path("other"))] {
         let report = pull(&git, &change, &target, true).unwrap();
-        assert_eq!((paths(&report), report.dry_run, report.already_applied), (vec!["M b.txt".to_owned()], true, false), "{target:?}");
+        assert_eq!(
+            (paths(&report), report.dry_run, report.already_applied),
+            (vec!["M b.txt".to_owned()], true, false),
+            "{target:?}"
+        );
     }
     assert_eq!(world.look(), before);
     assert!(!world.path("other").exists());

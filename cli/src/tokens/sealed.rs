@@ -84,7 +84,9 @@ impl Cabinet {
         let mut slip = Slip { version: 1, service: self.service.clone(), place: Place::Keyring, sealed: None };
         let try_keyring = self.keyring && before != Some(Place::EncryptedFile);
         let kept = try_keyring
-            && keyring::set(&self.service, session).inspect_err(|error| tracing::debug!(%error, "The keyring can't be used")).is_ok();
+            && keyring::set(&self.service, session)
+                .inspect_err(|error| tracing::debug!(%error, "The keyring can't be used"))
+                .is_ok();
         if !kept {
             slip.place = Place::EncryptedFile;
             slip.sealed = Some(self.seal(session)?);
@@ -99,7 +101,8 @@ impl Cabinet {
     pub fn delete(&self) -> Result<bool, CliError> {
         let slip = self.slip().ok().flatten();
         if slip.as_ref().is_some_and(|slip| slip.place == Place::Keyring) {
-            keyring::delete(&self.service).map_err(|error| CliError::other("keyring", "the keyring doesn't give up the session").source(error))?;
+            keyring::delete(&self.service)
+                .map_err(|error| CliError::other("keyring", "the keyring doesn't give up the session").source(error))?;
         }
         match fs::remove_file(&self.slip) {
             Ok(()) => Ok(true),
@@ -118,8 +121,12 @@ impl Cabinet {
     }
 
     fn broken(&self) -> CliError {
-        CliError::new(crate::error::Kind::NotLoggedIn, "broken_session", format!("the session in {} can't be read", self.slip.display()))
-            .hint("run `ckrv cloud login`")
+        CliError::new(
+            crate::error::Kind::NotLoggedIn,
+            "broken_session",
+            format!("the session in {} can't be read", self.slip.display()),
+        )
+        .hint("run `ckrv cloud login`")
     }
 
     fn seal(&self, session: &str) -> Result<String, CliError> {
@@ -127,7 +134,9 @@ impl Cabinet {
         let mut nonce = [0_u8; 12];
         rand::rng().fill_bytes(&mut nonce);
         let payload = Payload { msg: session.as_bytes(), aad: self.service.as_bytes() };
-        let sealed = cipher.encrypt(&Nonce::from(nonce), payload).map_err(|_| CliError::other("session", "the session can't be encrypted"))?;
+        let sealed = cipher
+            .encrypt(&Nonce::from(nonce), payload)
+            .map_err(|_| CliError::other("session", "the session can't be encrypted"))?;
         Ok(BASE64.encode([&nonce[..], &sealed].concat()))
     }
 

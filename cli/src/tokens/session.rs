@@ -72,7 +72,9 @@ impl Sessions {
         let text = blocking(move || cabinet.load()).await?;
         let Some(text) = text else { return Ok(None) };
         let stored: Stored = serde_json::from_str(&text).map_err(|error| {
-            CliError::new(Kind::NotLoggedIn, "broken_session", "the stored session can't be read").hint("run `ckrv cloud login`").source(error)
+            CliError::new(Kind::NotLoggedIn, "broken_session", "the stored session can't be read")
+                .hint("run `ckrv cloud login`")
+                .source(error)
         })?;
         let secret = |text: &Zeroizing<String>| SecretString::from(text.as_str());
         Ok(Some(Session {
@@ -127,7 +129,9 @@ impl Sessions {
         let Some(response) = exchange.exchange(&session.refresh).await? else {
             let cabinet = self.cabinet.clone();
             blocking(move || cabinet.delete()).await?;
-            return Err(CliError::new(Kind::NotLoggedIn, "session_expired", "your session has ended").hint("run `ckrv cloud login`"));
+            return Err(
+                CliError::new(Kind::NotLoggedIn, "session_expired", "your session has ended").hint("run `ckrv cloud login`")
+            );
         };
         let session = Session::new(response, now);
         self.write(&session).await?;

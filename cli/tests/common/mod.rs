@@ -142,7 +142,8 @@ impl Stub {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = axum::body::to_bytes(body, 1 << 24).await.unwrap();
-                let headers = parts.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()));
+                let headers =
+                    parts.headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap_or_default().to_owned()));
                 let now = Seen {
                     method: parts.method.to_string(),
                     path: parts.uri.path().to_owned(),
@@ -177,7 +178,10 @@ pub fn reply(status: u16, body: &Value) -> Response {
 }
 
 pub fn problem(status: u16, code: &str, detail: &str) -> Response {
-    reply(status, &json!({ "type": "about:blank", "title": "", "status": status, "detail": detail, "code": code, "request_id": "r" }))
+    reply(
+        status,
+        &json!({ "type": "about:blank", "title": "", "status": status, "detail": detail, "code": code, "request_id": "r" }),
+    )
 }
 
 /// A job in a state.
@@ -218,7 +222,11 @@ pub fn assert_absent(needle: &str, folder: &Path) {
             assert_absent(needle, &entry.path());
         } else {
             let bytes = std::fs::read(entry.path()).unwrap();
-            assert!(!bytes.windows(needle.len()).any(|window| window == needle.as_bytes()), "{needle} is in {}", entry.path().display());
+            assert!(
+                !bytes.windows(needle.len()).any(|window| window == needle.as_bytes()),
+                "{needle} is in {}",
+                entry.path().display()
+            );
         }
     }
 }

@@ -23,9 +23,14 @@ pub async fn run(_args: AgentsArgs, app: &App) -> Outcome {
         .agents
         .iter()
         .map(|agent| {
-            let secrets: Vec<String> =
-                agent.secrets.iter().map(|secret| format!("{}{}", secret.slot, if secret.required { "" } else { " (optional)" })).collect();
-            [agent.name.clone(), agent.version.clone(), agent.display_name.clone(), secrets.join(", ")].map(|cell| clean(&cell).into_owned()).to_vec()
+            let secrets: Vec<String> = agent
+                .secrets
+                .iter()
+                .map(|secret| format!("{}{}", secret.slot, if secret.required { "" } else { " (optional)" }))
+                .collect();
+            [agent.name.clone(), agent.version.clone(), agent.display_name.clone(), secrets.join(", ")]
+                .map(|cell| clean(&cell).into_owned())
+                .to_vec()
         })
         .collect();
     for line in table(&["AGENT", "VERSION", "NAME", "SECRETS"], &rows) {

@@ -76,7 +76,11 @@ pub async fn run(args: CredentialsArgs, app: &App) -> Outcome {
         Credentials::Add(args) => {
             let credential = credential(args)?;
             let stored = client.add_credential(&credential).await?;
-            if app.ui.is_json() { app.ui.value(&stored)? } else { app.ui.note(&format!("stored credential {}", clean(&stored.name))) }
+            if app.ui.is_json() {
+                app.ui.value(&stored)?
+            } else {
+                app.ui.note(&format!("stored credential {}", clean(&stored.name)))
+            }
         }
         Credentials::List => {
             let list = client.credentials().await?;
@@ -84,7 +88,11 @@ pub async fn run(args: CredentialsArgs, app: &App) -> Outcome {
         }
         Credentials::Remove { name } => {
             client.remove_credential(&name).await?;
-            if app.ui.is_json() { app.ui.value(&json!({ "removed": name }))? } else { app.ui.note(&format!("removed credential {name}")) }
+            if app.ui.is_json() {
+                app.ui.value(&json!({ "removed": name }))?
+            } else {
+                app.ui.note(&format!("removed credential {name}"))
+            }
         }
     }
     Ok(Exit::OK)
@@ -92,7 +100,9 @@ pub async fn run(args: CredentialsArgs, app: &App) -> Outcome {
 
 fn credential(args: AddArgs) -> Result<CreateCredential, CliError> {
     if matches!(args.provider, ProviderArg::Generic) && args.hosts.is_empty() {
-        return Err(CliError::usage("a generic credential needs a host").hint("name where it may be offered: --host git.example.com"));
+        return Err(
+            CliError::usage("a generic credential needs a host").hint("name where it may be offered: --host git.example.com")
+        );
     }
     let is_key = matches!(args.kind, KindArg::DeployKey);
     let known_hosts = args.known_hosts.map(|path| {
@@ -127,7 +137,8 @@ fn show(credentials: &[CredentialInfo], app: &App) -> Result<(), CliError> {
             };
             let used = credential.last_used_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
             let provider = format!("{:?}", credential.provider).to_lowercase();
-            let cells = [&credential.name, &provider, kind, &credential.hosts.join(", "), &credential.created_at.to_string(), &used];
+            let cells =
+                [&credential.name, &provider, kind, &credential.hosts.join(", "), &credential.created_at.to_string(), &used];
             cells.map(|cell: &str| clean(cell).into_owned()).to_vec()
         })
         .collect();

@@ -83,7 +83,9 @@ fn warn_of_other_service(client: &Client, app: &App) {
 fn page(device: &DeviceResponse) -> Result<Url, CliError> {
     let text = device.verification_uri_complete.as_deref().unwrap_or(&device.verification_uri);
     let page = Url::parse(text).ok().filter(|url| url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url)));
-    page.ok_or_else(|| CliError::other("bad_answer", "the service names an activation page that is neither https nor on this machine"))
+    page.ok_or_else(|| {
+        CliError::other("bad_answer", "the service names an activation page that is neither https nor on this machine")
+    })
 }
 
 fn show(device: &DeviceResponse, page: &Url, ui: &Ui) -> Result<(), CliError> {

@@ -19,7 +19,11 @@ pub async fn run(_args: LogoutArgs, app: &App) -> Outcome {
     if app.ui.is_json() {
         app.ui.value(&json!({ "service": service, "was_logged_in": was_logged_in }))?;
     } else {
-        app.ui.note(&if was_logged_in { format!("logged out of {service}") } else { format!("you were not logged in at {service}") });
+        app.ui.note(&if was_logged_in {
+            format!("logged out of {service}")
+        } else {
+            format!("you were not logged in at {service}")
+        });
     }
     if app.settings.env.token.is_some() {
         app.ui.warn("CKRV_TOKEN is still set, and goes on working");

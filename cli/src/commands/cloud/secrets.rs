@@ -57,8 +57,11 @@ pub async fn run(args: SecretsArgs, app: &App) -> Outcome {
             } else if list.secrets.is_empty() {
                 app.ui.note("no secrets; store one with `ckrv cloud secrets add NAME`");
             } else {
-                let rows: Vec<Vec<String>> =
-                    list.secrets.iter().map(|secret| vec![clean(&secret.name).into_owned(), secret.created_at.to_string()]).collect();
+                let rows: Vec<Vec<String>> = list
+                    .secrets
+                    .iter()
+                    .map(|secret| vec![clean(&secret.name).into_owned(), secret.created_at.to_string()])
+                    .collect();
                 for line in table(&["NAME", "CREATED"], &rows) {
                     app.ui.line(&line)?;
                 }
@@ -66,7 +69,11 @@ pub async fn run(args: SecretsArgs, app: &App) -> Outcome {
         }
         Secrets::Remove { name } => {
             client.remove_secret(&name).await?;
-            if app.ui.is_json() { app.ui.value(&json!({ "removed": name }))? } else { app.ui.note(&format!("removed secret {name}")) }
+            if app.ui.is_json() {
+                app.ui.value(&json!({ "removed": name }))?
+            } else {
+                app.ui.note(&format!("removed secret {name}"))
+            }
         }
     }
     Ok(Exit::OK)

@@ -15,7 +15,8 @@ use crate::error::CliError;
 pub fn read(file: Option<&Path>, prompt: &str, keep_last_break: bool) -> Result<Zeroizing<String>, CliError> {
     let value = match file {
         Some(path) => {
-            let opened = std::fs::File::open(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
+            let opened =
+                std::fs::File::open(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
             bounded(opened, &path.display().to_string())?
         }
         None if std::io::stdin().is_terminal() => {

@@ -22,6 +22,11 @@ pub async fn run(_args: WhoamiArgs, app: &App) -> Outcome {
     }
     app.ui.line(&format!("{} <{}>", clean(&user.name), clean(&user.email)))?;
     let tier = format!("{:?}", user.subscription_tier).to_lowercase();
-    app.ui.note(&format!("at {}; {tier} tier, {} jobs left until {}", client.service(), user.job_quota_remaining, user.billing_cycle_end));
+    app.ui.note(&format!(
+        "at {}; {tier} tier, {} jobs left until {}",
+        client.service(),
+        user.job_quota_remaining,
+        user.billing_cycle_end
+    ));
     Ok(Exit::OK)
 }
