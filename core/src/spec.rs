@@ -299,9 +299,9 @@ fn first_line_is_fence(content: &str) -> bool {
 
 /// A document without a telling name is YAML if it reads as a mapping that has one of our keys.
 fn detect_yaml(content: &str) -> Option<Map<String, Value>> {
-    let ours = |key: &&str| content.lines().any(|line| is_key_line(line, key));
+    let ours = |key: &str| content.lines().any(|line| is_key_line(line, key));
     let flow = content.trim_start().starts_with('{');
-    if !flow && !KEYS.iter().chain(&TASK_KEYS).any(|key| ours(&key)) {
+    if !flow && !KEYS.iter().chain(&TASK_KEYS).any(|key| ours(key)) {
         return None;
     }
     match parse_yaml(content) {
