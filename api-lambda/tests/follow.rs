@@ -1,4 +1,5 @@
 //! Followed logs, over real TCP connections that are cut.
+#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
 mod support;
 
