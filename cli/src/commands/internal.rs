@@ -1,0 +1,78 @@
+//! `ckrv internal`: what ckrv's own parts and its developers call. No interface.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory as _, Subcommand};
+
+use crate::App;
+use crate::error::{CliError, Exit, Outcome};
+
+/// The shim that is copied into containers: static, for any image.
+pub static SHIM: &[u8] = include_bytes!(env!("CKRV_SHIM_PATH"));
+
+#[derive(Debug, Args)]
+pub struct InternalArgs {
+    #[command(subcommand)]
+    pub command: Internal,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Internal {
+    /// Print docs/cli.md
+    CliReference,
+    /// Print docs/openapi.json
+    Openapi,
+    /// Run one attempt of one job; the folder holds its task
+    JobRunner {
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Run an agent for a job runner at the other end of stdin and stdout
+    Shim,
+    /// Answer git's question for a password
+    Askpass { prompt: String },
+}
+
+/// # Errors
+/// As the part that is called.
+pub async fn run(args: InternalArgs, app: &App) -> Outcome {
+    match args.command {
+        Internal::CliReference => app.ui.bytes(reference().as_bytes())?,
+        Internal::Openapi => app.ui.bytes(openapi()?.as_bytes())?,
+        Internal::JobRunner { dir } => {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            log(app, "info");
+            ckrv_orchestrator::job::run(&dir, SHIM).await.map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
+        }
+        // Runs before there is a runtime: see `main`.
+        Internal::Shim => {}
+        Internal::Askpass { prompt } => {
+            let mut out = Vec::new();
+            ckrv_orchestrator::git::askpass(&prompt, &mut out).map_err(|error| CliError::io("no password", error))?;
+            app.ui.bytes(&out)?;
+        }
+    }
+    Ok(Exit::OK)
+}
+
+fn log(app: &App, default: &str) {
+    let filter = app.settings.env.log.clone().unwrap_or_else(|| default.to_owned());
+    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter)).with_writer(std::io::stderr).with_ansi(false).try_init();
+}
+
+/// The HTTP contract of this build.
+///
+/// # Errors
+/// None in practice: the document is made of plain types.
+pub fn openapi() -> Result<String, CliError> {
+    let text = ckrv_api::openapi().to_pretty_json().map_err(|error| CliError::other("openapi", error.to_string()))?;
+    Ok(format!("{text}\n"))
+}
+
+/// The reference of the command line in Markdown, from the commands' own help.
+#[must_use]
+pub fn reference() -> String {
+    let options = clap_markdown::MarkdownOptions::new().title("The command line".to_owned()).show_footer(false);
+    let text = clap_markdown::help_markdown_command_custom(&crate::args::Cli::command(), &options);
+    format!("{}\n", text.trim_end())
+}

@@ -1,0 +1,94 @@
+//! `ckrv serve`
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ckrv_api::TlsFiles;
+use clap::Args;
+use secrecy::ExposeSecret as _;
+
+use crate::App;
+use crate::engine::server_config::ServerConfig;
+use crate::engine::{Engine, EngineOptions};
+use crate::error::{CliError, Exit, Outcome};
+
+/// Run a service of your own: API, queue, store and workers in one process
+///
+/// It prints where it listens and a one-time code; the code proves on the activation page that you sit at this machine. Agents run in
+/// containers (Docker or Podman); with --unsandboxed as processes of yours, beside your files.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7420")]
+    pub listen: SocketAddr,
+    /// Where jobs, logs and secrets are kept [env: CKRV_DATA]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+    /// Configuration, TOML; by default server.toml in the data folder, where there is one
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Run agents as processes of yours, in no container
+    #[arg(long)]
+    pub unsandboxed: bool,
+    /// A proxy before this service does TLS
+    #[arg(long)]
+    pub behind_proxy: bool,
+    /// Certificate chain for TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key for TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// # Errors
+/// The service can't be started.
+pub async fn run(args: ServeArgs, app: &App) -> Outcome {
+    log_to_stderr(app);
+    let data = args.data.unwrap_or_else(|| app.settings.env.data_dir.clone());
+    let own = data.join("server.toml");
+    let config = match args.config.or_else(|| own.exists().then_some(own)) {
+        Some(path) => ServerConfig::read(&path)?,
+        None => ServerConfig::default(),
+    };
+    let ui = Arc::new(app.ui);
+    let tls = args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { certificates: cert, key });
+    let (codes, mut new_codes) = tokio::sync::mpsc::unbounded_channel();
+    let on_owner_code = Box::new(move |code| {
+        let _ = codes.send(code);
+    });
+    let options = EngineOptions { data: data.clone(), listen: args.listen, unsandboxed: args.unsandboxed, behind_proxy: args.behind_proxy, tls, config, operator_secrets: BTreeMap::new(), on_owner_code };
+    let engine = Engine::start(options, &app.settings.env).await?;
+    let url = engine.url.as_str().trim_end_matches('/').to_owned();
+    ui.line(&format!("ckrv {} serves at {url}", env!("CARGO_PKG_VERSION")))?;
+    ui.line(&format!("data in {}; agents run by the {} launcher", data.display(), engine.launcher))?;
+    if engine.launcher == "process" {
+        ui.warn("agents run as you, beside your files: only for repositories and agents that you trust");
+    }
+    let printing = tokio::spawn(async move {
+        while let Some(code) = new_codes.recv().await {
+            // Meant for the eyes at this terminal: it is the owner's proof.
+            let _ = ui.line(&format!("one-time code: {}", code.expose_secret()));
+        }
+    });
+    stopped().await.map_err(|error| CliError::io("can't wait for signals", error))?;
+    app.ui.note("stopping; jobs under way go on, and the next start finds them");
+    engine.stop().await;
+    printing.abort();
+    Ok(Exit::OK)
+}
+
+fn log_to_stderr(app: &App) {
+    let filter = app.settings.env.log.clone().unwrap_or_else(|| "info,tower_http=warn".to_owned());
+    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter)).with_writer(std::io::stderr).try_init();
+}
+
+async fn stopped() -> std::io::Result<()> {
+    let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = term.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+    }
+}

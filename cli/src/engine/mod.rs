@@ -1,0 +1,273 @@
+//! API, dispatcher, gateway and store in one process: what `ckrv serve` runs, and `ckrv run` without `--cloud` for one job.
+
+pub mod keys;
+pub mod server_config;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OwnerCodes, SystemClock, TlsFiles};
+use ckrv_core::id::UserId;
+use ckrv_core::wire::{AgentInfo, AgentSecret};
+use ckrv_orchestrator::adapter::{AdapterHost, Limits, builtin, builtin_names};
+use ckrv_orchestrator::clock;
+use ckrv_orchestrator::dispatch::{Dispatcher, LocalRunners};
+use ckrv_orchestrator::gateway::{GatewayServer, serve_unix};
+use ckrv_orchestrator::launch::Engine as ContainerEngine;
+use ckrv_orchestrator::launch_choice::LauncherChoice;
+use ckrv_orchestrator::settings::Settings;
+use ckrv_store::Stores;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::config::Env;
+use crate::error::{CliError, Kind};
+use server_config::ServerConfig;
+
+/// What an engine is started with.
+pub struct EngineOptions {
+    pub data: PathBuf,
+    pub listen: SocketAddr,
+    pub unsandboxed: bool,
+    pub behind_proxy: bool,
+    pub tls: Option<TlsFiles>,
+    pub config: ServerConfig,
+    /// Beside those of the configuration.
+    pub operator_secrets: BTreeMap<String, SecretString>,
+    /// Gets each one-time code.
+    pub on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
+}
+
+impl std::fmt::Debug for EngineOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineOptions").field("data", &self.data).field("listen", &self.listen).finish_non_exhaustive()
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    pub url: Url,
+    pub launcher: &'static str,
+    pub stores: Stores,
+    pub owner: UserId,
+    shutdown: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Held for as long as the data folder is ours.
+    _lock: File,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("url", &self.url.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// # Errors
+    /// A data folder in use, an address that can't be listened on, no container engine and no `--unsandboxed`.
+    pub async fn start(options: EngineOptions, env: &Env) -> Result<Self, CliError> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let EngineOptions { data, listen, unsandboxed, behind_proxy, tls, config, mut operator_secrets, on_owner_code } = options;
+        check_exposure(listen, unsandboxed, behind_proxy, tls.is_some())?;
+        let launcher = choose_launcher(unsandboxed, env).await?;
+        let lock = take_data(&data)?;
+        let key = keys::load(&data.join("server.key"))?;
+        let stores = open(&data).await?;
+        let owner = owner(&stores, &config).await.map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
+        for name in stores.jobs.set_aside().await.unwrap_or_default() {
+            tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
+        }
+        operator_secrets.extend(config.operator_secrets()?);
+        let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
+            CliError::io(format!("can't listen on {listen}"), error).hint("another service may have it; choose with `--listen 127.0.0.1:PORT`")
+        })?;
+        let address = listener.local_addr().map_err(|error| CliError::io("can't tell the address", error))?;
+        let url = public_url(&config, address, tls.is_some())?;
+        let name = launcher.name();
+        let settings = Arc::new(settings(&data, &config, launcher, operator_secrets)?);
+        let shutdown = CancellationToken::new();
+        let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(&key, "gateway"), clock::now);
+        let runners = LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
+        let dispatcher = Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
+        let api = api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data).await?), on_owner_code);
+        let tasks = vec![
+            tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
+            tokio::spawn(dispatcher.run(shutdown.clone())),
+            tokio::spawn(housekeeping_task(api.clone(), shutdown.clone())),
+            tokio::spawn(api_task(listener, api, tls, shutdown.clone())),
+        ];
+        Ok(Self { url, launcher: name, stores, owner, shutdown, tasks, _lock: lock })
+    }
+
+    /// Stops serving. Job runners go on; the next server on the same data finds them.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        for task in self.tasks {
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task).await;
+        }
+    }
+}
+
+/// The process launcher runs an agent as this user: nobody else may be able to make it do so.
+fn check_exposure(listen: SocketAddr, unsandboxed: bool, behind_proxy: bool, tls: bool) -> Result<(), CliError> {
+    let refuse = |message: String| CliError::new(Kind::Usage, "exposed", message);
+    if unsandboxed && (behind_proxy || !listen.ip().is_loopback()) {
+        return Err(refuse("--unsandboxed runs agents as you, so it is refused where others can reach the service".to_owned()).hint("listen on 127.0.0.1, or start Docker or Podman and leave --unsandboxed out"));
+    }
+    ckrv_api::check_listen(listen, tls, behind_proxy).map_err(|message| refuse(message).hint("give --tls-cert and --tls-key, or --behind-proxy where a proxy does TLS"))
+}
+
+async fn choose_launcher(unsandboxed: bool, env: &Env) -> Result<LauncherChoice, CliError> {
+    if unsandboxed {
+        return Ok(LauncherChoice::Process { path: env.path.clone(), shim: None });
+    }
+    let runtime_dir = env.runtime_dir.as_ref().and_then(|folder| folder.to_str());
+    match ContainerEngine::detect(env.container_host.as_deref(), runtime_dir).await {
+        Some(engine) => Ok(LauncherChoice::Container { engine: format!("unix://{}", engine.socket) }),
+        None => Err(CliError::other("no_container_engine", "no container engine answers")
+            .hint("start Docker or Podman (`podman system service --time=0 unix:///run/podman/podman.sock`), or run agents as yourself with --unsandboxed")),
+    }
+}
+
+/// One server for one data folder.
+fn take_data(data: &Path) -> Result<File, CliError> {
+    let failed = |error| CliError::io(format!("can't use the data folder {}", data.display()), error);
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(failed)?;
+    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("server.lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(CliError::other("data_in_use", format!("another ckrv serve uses {}", data.display())).hint("stop it, or choose another folder with --data"))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+async fn open(data: &Path) -> Result<Stores, CliError> {
+    let folder = data.to_owned();
+    let opened = tokio::task::spawn_blocking(move || ckrv_store::open_embedded(&folder)).await;
+    opened.map_err(|error| CliError::other("store", error.to_string()))?.map_err(|error| CliError::other("store", format!("the data in {} can't be used: {error}", data.display())).source(error))
+}
+
+/// The one user, as the configuration names it.
+async fn owner(stores: &Stores, config: &ServerConfig) -> Result<UserId, ckrv_store::StoreError> {
+    let mut user = ckrv_api::ensure_owner(stores, config.owner.tier, clock::now()).await?;
+    if user.email != config.owner.email || user.name != config.owner.name {
+        user.email.clone_from(&config.owner.email);
+        user.name.clone_from(&config.owner.name);
+        stores.accounts.put_user(&user).await?;
+    }
+    Ok(user.id)
+}
+
+fn public_url(config: &ServerConfig, address: SocketAddr, tls: bool) -> Result<Url, CliError> {
+    if let Some(url) = &config.public_url {
+        return Ok(url.clone());
+    }
+    let scheme = if tls { "https" } else { "http" };
+    Url::parse(&format!("{scheme}://{address}/")).map_err(|error| CliError::other("bad_url", error.to_string()))
+}
+
+fn settings(data: &Path, config: &ServerConfig, launcher: LauncherChoice, operator_secrets: BTreeMap<String, SecretString>) -> Result<Settings, CliError> {
+    let program = std::env::current_exe().map_err(|error| CliError::io("can't find this program", error))?;
+    let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    Ok(Settings {
+        worker: format!("embedded-{}", std::process::id()),
+        runs: data.join("runs"),
+        socket: socket_folder(data)?.join("gateway"),
+        program,
+        policy: config.policy.clone(),
+        launcher,
+        allow_paths: true,
+        ca_file: config.ca_file.clone(),
+        cache: Some(data.join("cache")),
+        capacity: config.capacity.unwrap_or(processors * 2).max(1),
+        max_running: config.max_running,
+        operator_secrets,
+    })
+}
+
+/// A fixed short place for the gateway's socket: a socket's path is limited to some hundred bytes, a data folder's is not.
+fn socket_folder(data: &Path) -> Result<PathBuf, CliError> {
+    use sha2::Digest as _;
+    let failed = |error| CliError::io("can't make a folder for the gateway's socket", error);
+    let data = data.canonicalize().map_err(failed)?;
+    let owner = std::fs::metadata(&data).map_err(failed)?.uid();
+    let name = keys::hex(&sha2::Sha256::digest(data.as_os_str().as_encoded_bytes())[..8]);
+    let folder = std::env::temp_dir().join(format!("ckrv-{owner}-{name}"));
+    match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let found = std::fs::symlink_metadata(&folder).map_err(failed)?;
+            // In a folder that all may write to, somebody else could have been first.
+            if !found.is_dir() || found.uid() != owner || found.mode() & 0o077 != 0 {
+                return Err(CliError::other("socket_folder", format!("{} is not ours", folder.display())).hint("remove it, or set TMPDIR to a folder of your own"));
+            }
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(folder)
+}
+
+fn api_state(stores: &Stores, config: &ServerConfig, url: &Url, key: SecretString, owner: UserId, agents: Arc<dyn AgentCatalog>, on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>) -> ApiState {
+    let mut api = ApiConfig::embedded(url.clone(), key, owner);
+    api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
+    api.retention_seconds = config.retention();
+    api.device_interval_seconds = config.login_interval_seconds;
+    api.default_agent.clone_from(&config.default_agent);
+    api.default_timeout_seconds = config.policy.time.default_seconds;
+    api.max_timeout_seconds = config.policy.time.max_seconds;
+    if let Some(url) = &config.upgrade_url {
+        api.upgrade_url.clone_from(url);
+    }
+    ApiState::new(stores.clone(), api, Arc::new(SystemClock), agents, Arc::new(OwnerCodes::new(on_owner_code)))
+}
+
+#[derive(Debug)]
+struct Builtins(Vec<AgentInfo>);
+
+impl AgentCatalog for Builtins {
+    fn agents(&self) -> Vec<AgentInfo> {
+        self.0.clone()
+    }
+}
+
+/// What the built-in adapters say of themselves.
+async fn catalog(data: &Path) -> Result<Builtins, CliError> {
+    let cache = data.join("cache");
+    let described = tokio::task::spawn_blocking(move || {
+        let host = AdapterHost::new(Limits::default(), Some(cache))?;
+        builtin_names()
+            .filter_map(|name| builtin(name).map(|bytes| (name, bytes)))
+            .map(|(name, bytes)| {
+                let about = host.load(bytes)?.describe()?;
+                let secrets = about.secrets.iter().map(|slot| AgentSecret { slot: slot.name.clone(), required: slot.required, description: slot.description.clone() }).collect();
+                Ok(AgentInfo { name: name.to_owned(), version: about.version, display_name: about.display_name, image: about.images.first().cloned(), secrets })
+            })
+            .collect::<Result<Vec<_>, ckrv_orchestrator::adapter::AdapterError>>()
+    })
+    .await;
+    let agents = described.map_err(|error| CliError::other("adapters", error.to_string()))?;
+    agents.map(Builtins).map_err(|error| CliError::other("adapters", "the built-in adapters can't be loaded").source(error))
+}
+
+async fn gateway_task(gateway: Arc<GatewayServer>, socket: PathBuf, shutdown: CancellationToken) {
+    if let Err(error) = serve_unix(gateway, &socket, shutdown.cancelled_owned()).await {
+        tracing::error!(%error, "the gateway can't listen; jobs can't report");
+    }
+}
+
+async fn housekeeping_task(api: ApiState, shutdown: CancellationToken) {
+    shutdown.run_until_cancelled(ckrv_api::housekeeping(api)).await;
+}
+
+async fn api_task(listener: tokio::net::TcpListener, api: ApiState, tls: Option<TlsFiles>, shutdown: CancellationToken) {
+    if let Err(error) = ckrv_api::serve(listener, api, tls, shutdown.cancelled_owned()).await {
+        tracing::error!(%error, "the API stopped");
+    }
+}

@@ -1,0 +1,117 @@
+//! `ckrv serve`'s configuration file: read and checked here, once.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ckrv_core::policy::Policy;
+use ckrv_core::wire::Tier;
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::Url;
+
+use crate::error::{CliError, Kind};
+
+/// The file; every key may be left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Where clients reach the service; by default where it listens.
+    pub public_url: Option<Url>,
+    /// Further names by which it may be called.
+    pub allowed_hosts: Vec<String>,
+    /// Certificates to trust beside the system's when cloning, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Jobs that run at once; by default twice the processors.
+    pub capacity: Option<usize>,
+    /// Jobs of one user that run at once.
+    pub max_running: u32,
+    /// Days for which results and logs are kept.
+    pub retention_days: u32,
+    /// Seconds instead, for tests of the retention itself.
+    pub retention_seconds: Option<u32>,
+    /// Seconds between two polls of a device login.
+    pub login_interval_seconds: u32,
+    /// For specs that name no agent.
+    pub default_agent: String,
+    pub upgrade_url: Option<String>,
+    pub owner: Owner,
+    /// `[secrets.SLOT] file = "/path"`: the operator's own, for users who have none of that name.
+    pub secrets: BTreeMap<String, SecretFile>,
+    pub policy: Policy,
+}
+
+/// The one user of the embedded default.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Owner {
+    pub email: String,
+    pub name: String,
+    pub tier: Tier,
+}
+
+impl Default for Owner {
+    fn default() -> Self {
+        Self { email: "owner@localhost".to_owned(), name: "Owner".to_owned(), tier: Tier::Pro }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretFile {
+    pub file: PathBuf,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            public_url: None,
+            allowed_hosts: Vec::new(),
+            ca_file: None,
+            capacity: None,
+            max_running: 8,
+            retention_days: 7,
+            retention_seconds: None,
+            login_interval_seconds: 5,
+            default_agent: "claude".to_owned(),
+            upgrade_url: None,
+            owner: Owner::default(),
+            secrets: BTreeMap::new(),
+            policy: Policy::default(),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// # Errors
+    /// A file that can't be read, an unknown key, a value that makes no sense; file and line are named.
+    pub fn read(path: &Path) -> Result<Self, CliError> {
+        let text = std::fs::read_to_string(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
+        let bad = |message: String| CliError::new(Kind::Usage, "bad_config", message).hint("docs/serve.md lists every key");
+        let config: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            bad(format!("{}:{line}: {}", path.display(), error.message()))
+        })?;
+        config.policy.check().map_err(|error| bad(format!("{}: {error}", path.display())))?;
+        Ok(config)
+    }
+
+    /// How long results and logs are kept, in seconds.
+    #[must_use]
+    pub fn retention(&self) -> u32 {
+        self.retention_seconds.unwrap_or_else(|| self.retention_days.saturating_mul(86_400))
+    }
+
+    /// # Errors
+    /// A file that can't be read or is empty.
+    pub fn operator_secrets(&self) -> Result<BTreeMap<String, SecretString>, CliError> {
+        let read = |(slot, secret): (&String, &SecretFile)| {
+            let text = std::fs::read_to_string(&secret.file).map_err(|error| CliError::io(format!("can't read {} for the secret `{slot}`", secret.file.display()), error))?;
+            let value = text.trim_end_matches(['\r', '\n']);
+            if value.is_empty() {
+                return Err(CliError::new(Kind::Usage, "bad_config", format!("the file of the secret `{slot}` is empty")));
+            }
+            Ok((slot.clone(), SecretString::from(value.to_owned())))
+        };
+        self.secrets.iter().map(read).collect()
+    }
+}
