@@ -41,7 +41,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    if let commands::Command::Internal(commands::internal::InternalArgs { command: commands::internal::Internal::Shim }) = &cli.command {
+    if let commands::Command::Internal(commands::internal::InternalArgs { command: commands::internal::Internal::Shim }) =
+        &cli.command
+    {
         // Stdin and stdout are its own, and so is its runtime.
         return ckrv_shim::run_on_stdio();
     }
@@ -61,8 +63,11 @@ fn run(cli: Cli, app: App) -> error::Outcome {
         let filter = tracing_subscriber::EnvFilter::new(filter);
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     }
-    let mut builder =
-        if cli.command.needs_threads() { tokio::runtime::Builder::new_multi_thread() } else { tokio::runtime::Builder::new_current_thread() };
+    let mut builder = if cli.command.needs_threads() {
+        tokio::runtime::Builder::new_multi_thread()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+    };
     let runtime = builder.enable_all().build().map_err(|error| CliError::io("can't start", error))?;
     let outcome = runtime.block_on(cli.command.run(&app));
     // A thread may still wait for a keyring or for stdin: not ours to wait for.

@@ -72,6 +72,11 @@ async fn mint(engine: &Engine) -> Result<SecretString, CliError> {
         family: "local".to_owned(),
         expires_at: ckrv_orchestrator::clock::now() + SignedDuration::from_hours(24 * 7),
     };
-    engine.stores.accounts.put_access_token(&stored).await.map_err(|error| CliError::other("store", "the local job's token can't be stored").source(error))?;
+    engine
+        .stores
+        .accounts
+        .put_access_token(&stored)
+        .await
+        .map_err(|error| CliError::other("store", "the local job's token can't be stored").source(error))?;
     Ok(token)
 }

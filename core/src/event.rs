@@ -8,13 +8,32 @@ use serde_json::Value;
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum AgentEvent {
     /// Text that the agent (or the user, on its behalf) said.
-    Message { role: String, text: String },
-    ToolCall { id: String, name: String, input: Value },
-    ToolResult { id: String, is_error: bool, output: String },
+    Message {
+        role: String,
+        text: String,
+    },
+    ToolCall {
+        id: String,
+        name: String,
+        input: Value,
+    },
+    ToolResult {
+        id: String,
+        is_error: bool,
+        output: String,
+    },
     Usage(Usage),
-    RunResult { text: String, is_error: bool, #[serde(default, skip_serializing_if = "Option::is_none")] session_id: Option<String> },
+    RunResult {
+        text: String,
+        is_error: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session_id: Option<String>,
+    },
     /// Something of one agent only; `kind` is namespaced, for example `anthropic/api-retry`.
-    Other { kind: String, data: Value },
+    Other {
+        kind: String,
+        data: Value,
+    },
 }
 
 /// Tokens and cost. In an event: since the previous usage event. In a job: in all.

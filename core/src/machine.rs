@@ -48,18 +48,51 @@ pub struct Finish {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verb {
     /// Take the lease. `has_room`: the owner is below the number of jobs that may run at once.
-    Claim { claim: ClaimId, worker: String, until: Timestamp, has_room: bool },
+    Claim {
+        claim: ClaimId,
+        worker: String,
+        until: Timestamp,
+        has_room: bool,
+    },
     /// Keep the lease.
-    Beat { claim: ClaimId, fence: Fence, until: Timestamp },
+    Beat {
+        claim: ClaimId,
+        fence: Fence,
+        until: Timestamp,
+    },
     /// Go on to the next phase (or back from verifying to executing, for a repair).
-    Advance { claim: ClaimId, fence: Fence, to: State, facts: Facts },
+    Advance {
+        claim: ClaimId,
+        fence: Fence,
+        to: State,
+        facts: Facts,
+    },
     /// Put a job whose worker is no more back into the queue.
-    Reap { fence: Fence, evidence: Evidence, not_before: Timestamp, note: String },
+    Reap {
+        fence: Fence,
+        evidence: Evidence,
+        not_before: Timestamp,
+        note: String,
+    },
     /// The holder itself gives the job back after an infrastructure fault.
-    Release { claim: ClaimId, fence: Fence, not_before: Timestamp, note: String },
+    Release {
+        claim: ClaimId,
+        fence: Fence,
+        not_before: Timestamp,
+        note: String,
+    },
     /// End a job that nobody holds, or whose deadline has passed.
-    End { fence: Fence, reason: EndReason, evidence: Evidence, log_end: Cursor },
-    Finish { claim: ClaimId, fence: Fence, finish: Box<Finish> },
+    End {
+        fence: Fence,
+        reason: EndReason,
+        evidence: Evidence,
+        log_end: Cursor,
+    },
+    Finish {
+        claim: ClaimId,
+        fence: Fence,
+        finish: Box<Finish>,
+    },
     Cancel,
 }
 

@@ -37,7 +37,8 @@ impl Needles {
         if secret.len() < MIN_SECRET_BYTES {
             return;
         }
-        let mut spellings = vec![secret.as_bytes().to_vec(), percent_encoded(secret.as_bytes(), false), percent_encoded(secret.as_bytes(), true)];
+        let mut spellings =
+            vec![secret.as_bytes().to_vec(), percent_encoded(secret.as_bytes(), false), percent_encoded(secret.as_bytes(), true)];
         // JSON writes quotes, backslashes and line ends otherwise; a multi-line key appears so in an agent's output.
         let json = serde_json::Value::String(secret.to_owned()).to_string();
         spellings.push(json.as_bytes()[1..json.len() - 1].to_vec());
@@ -46,7 +47,13 @@ impl Needles {
         }
         // Each line of a key alone gives it away.
         if secret.contains('\n') {
-            spellings.extend(secret.lines().map(str::trim).filter(|line| line.len() >= 16 && !line.starts_with("-----")).map(|line| line.as_bytes().to_vec()));
+            spellings.extend(
+                secret
+                    .lines()
+                    .map(str::trim)
+                    .filter(|line| line.len() >= 16 && !line.starts_with("-----"))
+                    .map(|line| line.as_bytes().to_vec()),
+            );
         }
         spellings.retain(|spelling| spelling.len() >= MIN_SECRET_BYTES);
         self.spellings.extend(spellings);

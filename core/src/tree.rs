@@ -108,7 +108,15 @@ mod tests {
     #[test]
     fn dot_git_is_refused_in_every_spelling() {
         for path in [
-            ".git/config", "a/.git", ".GIT/x", ".g\u{200c}it/hooks/x", ".git./x", ".git /x", "GIT~1/config", ".git::$INDEX_ALLOCATION/x", "a\\.git\\x",
+            ".git/config",
+            "a/.git",
+            ".GIT/x",
+            ".g\u{200c}it/hooks/x",
+            ".git./x",
+            ".git /x",
+            "GIT~1/config",
+            ".git::$INDEX_ALLOCATION/x",
+            "a\\.git\\x",
         ] {
             assert!(check_path(path.as_bytes()).is_err(), "{path}");
         }
@@ -130,7 +138,15 @@ mod tests {
         for (path, target) in [("a", "b"), ("d/a", "../b"), ("d/e/a", "../../b"), ("a", "d/../b"), ("a", ".gitignore")] {
             assert!(check_symlink(path.as_bytes(), target.as_bytes()).is_ok(), "{path} -> {target}");
         }
-        for (path, target) in [("a", "../b"), ("d/a", "../../b"), ("a", "/etc/passwd"), ("a", "d/../../b"), ("a", ".git/config"), ("a", "C:\\x"), ("a", "")] {
+        for (path, target) in [
+            ("a", "../b"),
+            ("d/a", "../../b"),
+            ("a", "/etc/passwd"),
+            ("a", "d/../../b"),
+            ("a", ".git/config"),
+            ("a", "C:\\x"),
+            ("a", ""),
+        ] {
             assert!(check_symlink(path.as_bytes(), target.as_bytes()).is_err(), "{path} -> {target}");
         }
     }

@@ -1,5 +1,10 @@
 //! A service in this process on a store of its own, with a clock that the test moves.
-#![allow(dead_code, clippy::allow_attributes, clippy::unwrap_used, reason = "each test file uses a part of this, and a test may panic")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of this, and a test may panic"
+)]
 
 use std::sync::{Arc, Mutex};
 

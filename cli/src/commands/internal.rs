@@ -42,7 +42,9 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
         Internal::JobRunner { dir } => {
             let _ = rustls::crypto::ring::default_provider().install_default();
             log(app, "info");
-            ckrv_orchestrator::job::run(&dir, SHIM).await.map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
+            ckrv_orchestrator::job::run(&dir, SHIM)
+                .await
+                .map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
         }
         // Runs before there is a runtime: see `main`.
         Internal::Shim => {}
@@ -57,7 +59,11 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
 
 fn log(app: &App, default: &str) {
     let filter = app.settings.env.log.clone().unwrap_or_else(|| default.to_owned());
-    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter)).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
 }
 
 /// The HTTP contract of this build.

@@ -59,7 +59,16 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
     let on_owner_code = Box::new(move |code| {
         let _ = codes.send(code);
     });
-    let options = EngineOptions { data: data.clone(), listen: args.listen, unsandboxed: args.unsandboxed, behind_proxy: args.behind_proxy, tls, config, operator_secrets: BTreeMap::new(), on_owner_code };
+    let options = EngineOptions {
+        data: data.clone(),
+        listen: args.listen,
+        unsandboxed: args.unsandboxed,
+        behind_proxy: args.behind_proxy,
+        tls,
+        config,
+        operator_secrets: BTreeMap::new(),
+        on_owner_code,
+    };
     let engine = Engine::start(options, &app.settings.env).await?;
     let url = engine.url.as_str().trim_end_matches('/').to_owned();
     ui.line(&format!("ckrv {} serves at {url}", env!("CARGO_PKG_VERSION")))?;
@@ -82,7 +91,10 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
 
 fn log_to_stderr(app: &App) {
     let filter = app.settings.env.log.clone().unwrap_or_else(|| "info,tower_http=warn".to_owned());
-    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::new(filter)).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 async fn stopped() -> std::io::Result<()> {

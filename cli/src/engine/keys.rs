@@ -26,11 +26,13 @@ pub fn load(path: &Path) -> Result<SecretString, CliError> {
         Err(error) => return Err(failed(error)),
     }
     if std::fs::metadata(path).map_err(failed)?.mode() & 0o077 != 0 {
-        return Err(CliError::other("key_exposed", format!("others may read {}", path.display())).hint("chmod 600 it; if somebody may have read it, remove it: logins then have to be made anew"));
+        return Err(CliError::other("key_exposed", format!("others may read {}", path.display()))
+            .hint("chmod 600 it; if somebody may have read it, remove it: logins then have to be made anew"));
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
     if text.trim().len() != 64 {
-        return Err(CliError::other("key_broken", format!("{} holds no key", path.display())).hint("remove it: logins then have to be made anew"));
+        return Err(CliError::other("key_broken", format!("{} holds no key", path.display()))
+            .hint("remove it: logins then have to be made anew"));
     }
     Ok(SecretString::from(text.trim().to_owned()))
 }

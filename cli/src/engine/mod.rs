@@ -78,13 +78,16 @@ impl Engine {
         let lock = take_data(&data)?;
         let key = keys::load(&data.join("server.key"))?;
         let stores = open(&data).await?;
-        let owner = owner(&stores, &config).await.map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
+        let owner = owner(&stores, &config)
+            .await
+            .map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
         for name in stores.jobs.set_aside().await.unwrap_or_default() {
             tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
         }
         operator_secrets.extend(config.operator_secrets()?);
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
-            CliError::io(format!("can't listen on {listen}"), error).hint("another service may have it; choose with `--listen 127.0.0.1:PORT`")
+            CliError::io(format!("can't listen on {listen}"), error)
+                .hint("another service may have it; choose with `--listen 127.0.0.1:PORT`")
         })?;
         let address = listener.local_addr().map_err(|error| CliError::io("can't tell the address", error))?;
         let url = public_url(&config, address, tls.is_some())?;
@@ -92,9 +95,12 @@ impl Engine {
         let settings = Arc::new(settings(&data, &config, launcher, operator_secrets)?);
         let shutdown = CancellationToken::new();
         let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(&key, "gateway"), clock::now);
-        let runners = LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
-        let dispatcher = Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
-        let api = api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data).await?), on_owner_code);
+        let runners =
+            LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
+        let dispatcher =
+            Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
+        let api =
+            api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data).await?), on_owner_code);
         let tasks = vec![
             tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
             tokio::spawn(dispatcher.run(shutdown.clone())),
@@ -117,9 +123,11 @@ impl Engine {
 fn check_exposure(listen: SocketAddr, unsandboxed: bool, behind_proxy: bool, tls: bool) -> Result<(), CliError> {
     let refuse = |message: String| CliError::new(Kind::Usage, "exposed", message);
     if unsandboxed && (behind_proxy || !listen.ip().is_loopback()) {
-        return Err(refuse("--unsandboxed runs agents as you, so it is refused where others can reach the service".to_owned()).hint("listen on 127.0.0.1, or start Docker or Podman and leave --unsandboxed out"));
+        return Err(refuse("--unsandboxed runs agents as you, so it is refused where others can reach the service".to_owned())
+            .hint("listen on 127.0.0.1, or start Docker or Podman and leave --unsandboxed out"));
     }
-    ckrv_api::check_listen(listen, tls, behind_proxy).map_err(|message| refuse(message).hint("give --tls-cert and --tls-key, or --behind-proxy where a proxy does TLS"))
+    ckrv_api::check_listen(listen, tls, behind_proxy)
+        .map_err(|message| refuse(message).hint("give --tls-cert and --tls-key, or --behind-proxy where a proxy does TLS"))
 }
 
 async fn choose_launcher(unsandboxed: bool, env: &Env) -> Result<LauncherChoice, CliError> {
@@ -138,11 +146,13 @@ async fn choose_launcher(unsandboxed: bool, env: &Env) -> Result<LauncherChoice,
 fn take_data(data: &Path) -> Result<File, CliError> {
     let failed = |error| CliError::io(format!("can't use the data folder {}", data.display()), error);
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(failed)?;
-    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("server.lock")).map_err(failed)?;
+    let lock =
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(data.join("server.lock")).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(std::fs::TryLockError::WouldBlock) => {
-            Err(CliError::other("data_in_use", format!("another ckrv serve uses {}", data.display())).hint("stop it, or choose another folder with --data"))
+            Err(CliError::other("data_in_use", format!("another ckrv serve uses {}", data.display()))
+                .hint("stop it, or choose another folder with --data"))
         }
         Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
@@ -151,7 +161,9 @@ fn take_data(data: &Path) -> Result<File, CliError> {
 async fn open(data: &Path) -> Result<Stores, CliError> {
     let folder = data.to_owned();
     let opened = tokio::task::spawn_blocking(move || ckrv_store::open_embedded(&folder)).await;
-    opened.map_err(|error| CliError::other("store", error.to_string()))?.map_err(|error| CliError::other("store", format!("the data in {} can't be used: {error}", data.display())).source(error))
+    opened
+        .map_err(|error| CliError::other("store", error.to_string()))?
+        .map_err(|error| CliError::other("store", format!("the data in {} can't be used: {error}", data.display())).source(error))
 }
 
 /// The one user, as the configuration names it.
@@ -173,7 +185,12 @@ fn public_url(config: &ServerConfig, address: SocketAddr, tls: bool) -> Result<U
     Url::parse(&format!("{scheme}://{address}/")).map_err(|error| CliError::other("bad_url", error.to_string()))
 }
 
-fn settings(data: &Path, config: &ServerConfig, launcher: LauncherChoice, operator_secrets: BTreeMap<String, SecretString>) -> Result<Settings, CliError> {
+fn settings(
+    data: &Path,
+    config: &ServerConfig,
+    launcher: LauncherChoice,
+    operator_secrets: BTreeMap<String, SecretString>,
+) -> Result<Settings, CliError> {
     let program = std::env::current_exe().map_err(|error| CliError::io("can't find this program", error))?;
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     Ok(Settings {
@@ -206,7 +223,8 @@ fn socket_folder(data: &Path) -> Result<PathBuf, CliError> {
             let found = std::fs::symlink_metadata(&folder).map_err(failed)?;
             // In a folder that all may write to, somebody else could have been first.
             if !found.is_dir() || found.uid() != owner || found.mode() & 0o077 != 0 {
-                return Err(CliError::other("socket_folder", format!("{} is not ours", folder.display())).hint("remove it, or set TMPDIR to a folder of your own"));
+                return Err(CliError::other("socket_folder", format!("{} is not ours", folder.display()))
+                    .hint("remove it, or set TMPDIR to a folder of your own"));
             }
         }
         Err(error) => return Err(failed(error)),
@@ -214,7 +232,15 @@ fn socket_folder(data: &Path) -> Result<PathBuf, CliError> {
     Ok(folder)
 }
 
-fn api_state(stores: &Stores, config: &ServerConfig, url: &Url, key: SecretString, owner: UserId, agents: Arc<dyn AgentCatalog>, on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>) -> ApiState {
+fn api_state(
+    stores: &Stores,
+    config: &ServerConfig,
+    url: &Url,
+    key: SecretString,
+    owner: UserId,
+    agents: Arc<dyn AgentCatalog>,
+    on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
+) -> ApiState {
     let mut api = ApiConfig::embedded(url.clone(), key, owner);
     api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
     api.retention_seconds = config.retention();
@@ -246,8 +272,22 @@ async fn catalog(data: &Path) -> Result<Builtins, CliError> {
             .filter_map(|name| builtin(name).map(|bytes| (name, bytes)))
             .map(|(name, bytes)| {
                 let about = host.load(bytes)?.describe()?;
-                let secrets = about.secrets.iter().map(|slot| AgentSecret { slot: slot.name.clone(), required: slot.required, description: slot.description.clone() }).collect();
-                Ok(AgentInfo { name: name.to_owned(), version: about.version, display_name: about.display_name, image: about.images.first().cloned(), secrets })
+                let secrets = about
+                    .secrets
+                    .iter()
+                    .map(|slot| AgentSecret {
+                        slot: slot.name.clone(),
+                        required: slot.required,
+                        description: slot.description.clone(),
+                    })
+                    .collect();
+                Ok(AgentInfo {
+                    name: name.to_owned(),
+                    version: about.version,
+                    display_name: about.display_name,
+                    image: about.images.first().cloned(),
+                    secrets,
+                })
             })
             .collect::<Result<Vec<_>, ckrv_orchestrator::adapter::AdapterError>>()
     })

@@ -85,7 +85,8 @@ impl ServerConfig {
     /// # Errors
     /// A file that can't be read, an unknown key, a value that makes no sense; file and line are named.
     pub fn read(path: &Path) -> Result<Self, CliError> {
-        let text = std::fs::read_to_string(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
         let bad = |message: String| CliError::new(Kind::Usage, "bad_config", message).hint("docs/serve.md lists every key");
         let config: Self = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -105,7 +106,8 @@ impl ServerConfig {
     /// A file that can't be read or is empty.
     pub fn operator_secrets(&self) -> Result<BTreeMap<String, SecretString>, CliError> {
         let read = |(slot, secret): (&String, &SecretFile)| {
-            let text = std::fs::read_to_string(&secret.file).map_err(|error| CliError::io(format!("can't read {} for the secret `{slot}`", secret.file.display()), error))?;
+            let text = std::fs::read_to_string(&secret.file)
+                .map_err(|error| CliError::io(format!("can't read {} for the secret `{slot}`", secret.file.display()), error))?;
             let value = text.trim_end_matches(['\r', '\n']);
             if value.is_empty() {
                 return Err(CliError::new(Kind::Usage, "bad_config", format!("the file of the secret `{slot}` is empty")));

@@ -67,7 +67,13 @@ const NO_REAP_AFTER_START: SignedDuration = SignedDuration::from_secs(90);
 
 impl Dispatcher {
     #[must_use]
-    pub fn new(stores: Stores, settings: Arc<Settings>, gateway: Arc<GatewayServer>, runners: Arc<dyn Runners>, clock: fn() -> Timestamp) -> Self {
+    pub fn new(
+        stores: Stores,
+        settings: Arc<Settings>,
+        gateway: Arc<GatewayServer>,
+        runners: Arc<dyn Runners>,
+        clock: fn() -> Timestamp,
+    ) -> Self {
         Self { stores, settings, gateway, runners, clock, started: clock() }
     }
 
@@ -76,7 +82,10 @@ impl Dispatcher {
         let mut signals = self.stores.signals.subscribe();
         loop {
             if let Err(error) = self.turn().await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the dispatcher could not reach its store; it tries again");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the dispatcher could not reach its store; it tries again"
+                );
             }
             let deadline = tokio::time::Instant::now() + LOOK_AROUND;
             loop {
@@ -147,7 +156,13 @@ impl Dispatcher {
             Err(VerbError::Store(error)) => return Err(error),
         };
         let fence = claimed.fence;
-        let task = Task { job: job.id, fence, claim, socket: self.settings.socket.clone(), token: self.gateway.token(job.id, fence, claim) };
+        let task = Task {
+            job: job.id,
+            fence,
+            claim,
+            socket: self.settings.socket.clone(),
+            token: self.gateway.token(job.id, fence, claim),
+        };
         if let Err(error) = self.runners.start(&task).await {
             tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
             let note = format!("its job runner could not be started: {error}");

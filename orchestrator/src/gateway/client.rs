@@ -34,7 +34,10 @@ impl GatewayError {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         use ckrv_core::machine::Refusal;
-        matches!(self, Self::Denied(Denial::Refused(Refusal::Ended | Refusal::LostLease) | Denial::LogClosed | Denial::Unauthorized))
+        matches!(
+            self,
+            Self::Denied(Denial::Refused(Refusal::Ended | Refusal::LostLease) | Denial::LogClosed | Denial::Unauthorized)
+        )
     }
 }
 
@@ -55,11 +58,8 @@ impl Gateway {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(task: &Task) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .unix_socket(task.socket.clone())
-            .no_proxy()
-            .timeout(Duration::from_secs(60))
-            .build()?;
+        let client =
+            reqwest::Client::builder().unix_socket(task.socket.clone()).no_proxy().timeout(Duration::from_secs(60)).build()?;
         // The host's name is never looked up: the socket is where this goes.
         let base = format!("http://gateway/attempts/{}/{}/{}", task.job, task.fence, task.claim);
         Ok(Self { client, base, token: task.token.clone() })
@@ -96,7 +96,13 @@ impl Gateway {
     pub async fn artifact(&self, name: &str, content: bytes::Bytes) -> Result<Artifact, GatewayError> {
         let stored: Stored = self
             .again(|| async {
-                let response = self.client.put(format!("{}/artifacts/{name}", self.base)).bearer_auth(self.token.expose_secret()).body(content.clone()).send().await;
+                let response = self
+                    .client
+                    .put(format!("{}/artifacts/{name}", self.base))
+                    .bearer_auth(self.token.expose_secret())
+                    .body(content.clone())
+                    .send()
+                    .await;
                 decode(response).await
             })
             .await?;
@@ -142,7 +148,11 @@ impl Gateway {
 
     /// Tries for as long as the job may run; the job's deadline ends the caller.
     async fn again<T, F: Future<Output = Result<T, GatewayError>>>(&self, call: impl FnMut() -> F) -> Result<T, GatewayError> {
-        let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(2)).with_jitter().without_max_times();
+        let patience = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times();
         call.retry(patience).when(GatewayError::is_passing).await
     }
 }

@@ -64,7 +64,8 @@ impl GatewayServer {
     }
 
     fn mac(&self, job: JobId, fence: Fence, claim: ClaimId) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.key.expose_secret().as_bytes()).unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.key.expose_secret().as_bytes())
+            .unwrap_or_else(|_| unreachable!("HMAC takes keys of any length"));
         mac.update(format!("attempt|{job}|{fence}|{claim}").as_bytes());
         mac
     }
@@ -97,7 +98,11 @@ impl GatewayServer {
 ///
 /// # Errors
 /// When the socket can't be made.
-pub async fn serve_unix(gateway: Arc<GatewayServer>, socket: &Path, shutdown: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+pub async fn serve_unix(
+    gateway: Arc<GatewayServer>,
+    socket: &Path,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let _ = std::fs::remove_file(socket);
     let listener = tokio::net::UnixListener::bind(socket)?;
@@ -135,11 +140,20 @@ fn router(gateway: Arc<GatewayServer>) -> axum::Router {
     axum::Router::new().nest("/attempts/{job}/{fence}/{claim}", attempt).with_state(gateway)
 }
 
-async fn authenticate(AxumState(gateway): Shared, UrlPath(path): UrlPath<HashMap<String, String>>, request: Request, next: Next) -> Response {
+async fn authenticate(
+    AxumState(gateway): Shared,
+    UrlPath(path): UrlPath<HashMap<String, String>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let attempt = || -> Option<(JobId, Fence, ClaimId)> {
         Some((path.get("job")?.parse().ok()?, Fence(path.get("fence")?.parse().ok()?), path.get("claim")?.parse().ok()?))
     };
-    let token = request.headers().get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    let token = request
+        .headers()
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
     let allowed = match (attempt(), token.and_then(unhex)) {
         (Some((job, fence, claim)), Some(token)) => gateway.mac(job, fence, claim).verify_slice(&token).is_ok(),
         _ => false,
@@ -233,13 +247,21 @@ async fn attention(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Att
     }
 }
 
-async fn advance(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<AdvanceRequest>) -> Result<StatusCode, Denied> {
+async fn advance(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Json(body): Json<AdvanceRequest>,
+) -> Result<StatusCode, Denied> {
     let verb = Verb::Advance { claim, fence, to: body.to, facts: body.facts };
     gateway.stores.jobs.apply(job, &verb, (gateway.clock)()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn log(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<LogRequest>) -> Result<StatusCode, Denied> {
+async fn log(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Json(body): Json<LogRequest>,
+) -> Result<StatusCode, Denied> {
     match gateway.stores.jobs.append_log(job, claim, fence, &body.entries).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(AppendError::Closed) => Err(Denied(Denial::LogClosed)),
@@ -248,7 +270,11 @@ async fn log(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, 
     }
 }
 
-async fn artifact(AxumState(gateway): Shared, UrlPath((job, fence, claim, name)): UrlPath<(JobId, Fence, ClaimId, String)>, body: Bytes) -> Result<Json<Stored>, Denied> {
+async fn artifact(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim, name)): UrlPath<(JobId, Fence, ClaimId, String)>,
+    body: Bytes,
+) -> Result<Json<Stored>, Denied> {
     if !["diff", "transcript", "log", "manifest"].contains(&name.as_str()) {
         return Err(Denied(Denial::Invalid(format!("`{name}` is not the name of an artifact"))));
     }
@@ -262,7 +288,11 @@ async fn artifact(AxumState(gateway): Shared, UrlPath((job, fence, claim, name))
     }
 }
 
-async fn credential(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<SecretRequest>) -> Result<Json<Option<GitCredential>>, Denied> {
+async fn credential(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Json(body): Json<SecretRequest>,
+) -> Result<Json<Option<GitCredential>>, Denied> {
     let record = gateway.held(job, fence, claim).await?;
     let Some(name) = &record.request.git_credential_name else {
         return Ok(Json(None));
@@ -309,14 +339,22 @@ async fn secret(
     Ok(Json(SecretAnswer { value: gateway.settings.operator_secrets.get(&slot).cloned() }))
 }
 
-async fn release(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<ReleaseRequest>) -> Result<StatusCode, Denied> {
+async fn release(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Json(body): Json<ReleaseRequest>,
+) -> Result<StatusCode, Denied> {
     let now = (gateway.clock)();
     let not_before = now + SignedDuration::from_secs(i64::from(body.not_before_seconds.min(3600)));
     gateway.stores.jobs.apply(job, &Verb::Release { claim, fence, not_before, note: body.note }, now).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn finish(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt, Json(body): Json<Finish>) -> Result<StatusCode, Denied> {
+async fn finish(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Json(body): Json<Finish>,
+) -> Result<StatusCode, Denied> {
     let prefix = format!("jobs/{job}/{fence}/");
     if body.artifacts.iter().any(|artifact| !artifact.key.starts_with(&prefix)) {
         return Err(Denied(Denial::Invalid("an artifact of another attempt can't be published".to_owned())));

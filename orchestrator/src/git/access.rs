@@ -26,7 +26,11 @@ pub enum AccessError {
     #[error("the deploy key `{name}` can't be loaded: {reason}")]
     BadKey { name: String, reason: String },
     #[error("{context}")]
-    Io { context: String, #[source] source: std::io::Error },
+    Io {
+        context: String,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 fn io(context: &'static str) -> impl FnOnce(std::io::Error) -> AccessError {
@@ -77,7 +81,13 @@ impl Access {
     ///
     /// # Errors
     /// When the credential belongs to another host, is of the wrong kind, or can't be loaded.
-    pub async fn prepare(url_is_ssh: bool, host: &str, credential: Option<&GitCredential>, folder: &Path, askpass: &Path) -> Result<Self, AccessError> {
+    pub async fn prepare(
+        url_is_ssh: bool,
+        host: &str,
+        credential: Option<&GitCredential>,
+        folder: &Path,
+        askpass: &Path,
+    ) -> Result<Self, AccessError> {
         let mut access = Self::default();
         if let Some(credential) = credential {
             check_host(credential, host)?;
@@ -106,7 +116,8 @@ impl Access {
         let socket = folder.join("askpass");
         let _ = std::fs::remove_file(&socket);
         let listener = tokio::net::UnixListener::bind(&socket).map_err(io("can't make the askpass socket"))?;
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).map_err(io("can't protect the askpass socket"))?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+            .map_err(io("can't protect the askpass socket"))?;
         let value = Arc::new(credential.value.clone());
         let expected = format!("@{host}':");
         self.askpass = Some(tokio::spawn(async move {
@@ -121,9 +132,11 @@ impl Access {
         self.settings.push(format!("credential.username={}", user_name(credential.provider)));
         // A wrapper script is what git can call with the prompt as its only argument.
         let wrapper = folder.join("askpass.sh");
-        let script = format!("#!/bin/sh\nexec '{}' internal askpass \"$1\"\n", askpass.display().to_string().replace('\'', "'\\''"));
+        let script =
+            format!("#!/bin/sh\nexec '{}' internal askpass \"$1\"\n", askpass.display().to_string().replace('\'', "'\\''"));
         std::fs::write(&wrapper, script).map_err(io("can't write the askpass wrapper"))?;
-        std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o700)).map_err(io("can't protect the askpass wrapper"))?;
+        std::fs::set_permissions(&wrapper, std::fs::Permissions::from_mode(0o700))
+            .map_err(io("can't protect the askpass wrapper"))?;
         self.environment.push(("GIT_ASKPASS".to_owned(), wrapper.display().to_string()));
         self.environment.push((ASKPASS_SOCKET.to_owned(), socket.display().to_string()));
         Ok(())
@@ -173,8 +186,12 @@ fn check_host(credential: &GitCredential, host: &str) -> Result<(), AccessError>
 fn check_kind(credential: &GitCredential, url_is_ssh: bool) -> Result<(), AccessError> {
     let name = credential.name.clone();
     match (credential.credential_type, url_is_ssh) {
-        (CredentialType::Pat, true) => Err(AccessError::WrongKind { name, is: "token", needs: "deploy key", url_kind: "an ssh URL" }),
-        (CredentialType::DeployKey, false) => Err(AccessError::WrongKind { name, is: "deploy key", needs: "token", url_kind: "an https URL" }),
+        (CredentialType::Pat, true) => {
+            Err(AccessError::WrongKind { name, is: "token", needs: "deploy key", url_kind: "an ssh URL" })
+        }
+        (CredentialType::DeployKey, false) => {
+            Err(AccessError::WrongKind { name, is: "deploy key", needs: "token", url_kind: "an https URL" })
+        }
         _ => Ok(()),
     }
 }
@@ -237,7 +254,9 @@ async fn start_agent(credential: &GitCredential, socket: &Path) -> Result<Child,
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), listening).await.map_err(|_| bad("ssh-agent does not answer".to_owned()))?;
+    tokio::time::timeout(std::time::Duration::from_secs(10), listening)
+        .await
+        .map_err(|_| bad("ssh-agent does not answer".to_owned()))?;
     let mut add = Command::new("ssh-add")
         .args(["-q", "-"])
         .env("SSH_AUTH_SOCK", socket)

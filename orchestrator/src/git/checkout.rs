@@ -27,7 +27,11 @@ struct Entry {
 ///
 /// # Errors
 /// When an object can't be read or the tar can't be written.
-pub async fn write_checkout<W: Write + Send + 'static>(git: &Git, options: &CheckoutOptions, out: W) -> Result<(W, Vec<RefusedPath>), GitError> {
+pub async fn write_checkout<W: Write + Send + 'static>(
+    git: &Git,
+    options: &CheckoutOptions,
+    out: W,
+) -> Result<(W, Vec<RefusedPath>), GitError> {
     let listing = git.run(["ls-tree", "-r", "-z", "--full-tree", &options.commit]).await?;
     let entries = parse_listing(&listing)?;
     let mut repository = Vec::new();
@@ -50,13 +54,22 @@ fn parse_listing(listing: &[u8]) -> Result<Vec<Entry>, GitError> {
         let (mode, kind, sha) = (words.next().ok_or_else(odd)?, words.next().ok_or_else(odd)?, words.next().ok_or_else(odd)?);
         if kind == "blob" {
             // A submodule is a commit: it has no content here, and stays as it is in the result.
-            entries.push(Entry { mode: u32::from_str_radix(mode, 8).map_err(|_| odd())?, sha: sha.to_owned(), path: record[tab + 1..].to_vec() });
+            entries.push(Entry {
+                mode: u32::from_str_radix(mode, 8).map_err(|_| odd())?,
+                sha: sha.to_owned(),
+                path: record[tab + 1..].to_vec(),
+            });
         }
     }
     Ok(entries)
 }
 
-fn write_tar<W: Write>(mut batch: StdCommand, entries: &[Entry], repository: &[(String, Vec<u8>)], out: W) -> Result<(W, Vec<RefusedPath>), GitError> {
+fn write_tar<W: Write>(
+    mut batch: StdCommand,
+    entries: &[Entry],
+    repository: &[(String, Vec<u8>)],
+    out: W,
+) -> Result<(W, Vec<RefusedPath>), GitError> {
     let fail = |context: &'static str| GitError::io(context);
     let mut child = batch.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(GitError::Start)?;
     let missing = || GitError::Unexpected { command: "cat-file".to_owned(), reason: "it has no pipes".to_owned() };
@@ -72,7 +85,10 @@ fn write_tar<W: Write>(mut batch: StdCommand, entries: &[Entry], repository: &[(
             refused.push(reason);
             continue;
         }
-        ask.write_all(entry.sha.as_bytes()).and_then(|()| ask.write_all(b"\n")).and_then(|()| ask.flush()).map_err(fail("can't ask git cat-file"))?;
+        ask.write_all(entry.sha.as_bytes())
+            .and_then(|()| ask.write_all(b"\n"))
+            .and_then(|()| ask.flush())
+            .map_err(fail("can't ask git cat-file"))?;
         let content = read_object(&mut answers)?;
         if entry.mode == 0o120_000
             && let Err(reason) = check_symlink(&entry.path, &content)
@@ -91,7 +107,12 @@ fn read_object(answers: &mut impl std::io::BufRead) -> Result<Vec<u8>, GitError>
     let odd = |reason: String| GitError::Unexpected { command: "cat-file".to_owned(), reason };
     let mut head = String::new();
     answers.read_line(&mut head).map_err(GitError::io("can't read from git cat-file"))?;
-    let size: usize = head.trim_end().rsplit(' ').next().and_then(|size| size.parse().ok()).ok_or_else(|| odd(format!("it answered `{}`", head.trim_end())))?;
+    let size: usize = head
+        .trim_end()
+        .rsplit(' ')
+        .next()
+        .and_then(|size| size.parse().ok())
+        .ok_or_else(|| odd(format!("it answered `{}`", head.trim_end())))?;
     let mut content = vec![0; size + 1];
     answers.read_exact(&mut content).map_err(GitError::io("can't read from git cat-file"))?;
     content.pop();
@@ -147,7 +168,10 @@ async fn fresh_repository(git: &Git, commit: &str, branch: &str) -> Result<Vec<(
         for file in list(&folder)? {
             // Temporary files of a fetch in another process have no place here.
             if file.is_file() && !file.to_string_lossy().contains("tmp_") {
-                let relative = file.strip_prefix(git.dir()).map_err(|_| GitError::Unexpected { command: "checkout".to_owned(), reason: "an object lies outside".to_owned() })?;
+                let relative = file.strip_prefix(git.dir()).map_err(|_| GitError::Unexpected {
+                    command: "checkout".to_owned(),
+                    reason: "an object lies outside".to_owned(),
+                })?;
                 files.push((format!(".git/{}", relative.display()), read(&file)?));
             }
         }

@@ -60,7 +60,9 @@ impl CloneError {
         match self {
             Self::UnknownBase { .. } => "push the branch, or name another with `--base`",
             Self::Empty => "push a first commit",
-            Self::Refused { .. } | Self::Access(_) => "check the URL and the credential: `ckrv cloud credentials list`, then `--credential NAME`",
+            Self::Refused { .. } | Self::Access(_) => {
+                "check the URL and the credential: `ckrv cloud credentials list`, then `--credential NAME`"
+            }
             Self::UnknownHostKey { .. } => {
                 "give the host's key with the credential: `ckrv cloud credentials add NAME --known-hosts FILE` (`ssh-keyscan HOST` prints it; compare it with what the host publishes)"
             }
@@ -154,7 +156,8 @@ async fn missing_base(git: &Git, access: &Access, url: &str, base: &str) -> Clon
 fn classify(stderr: &str, url: &str) -> CloneError {
     let has = |needles: &[&str]| needles.iter().any(|needle| stderr.contains(needle));
     let detail = || {
-        let line = stderr.lines().rfind(|line| line.starts_with("fatal:") || line.contains("error:")).or_else(|| stderr.lines().last());
+        let line =
+            stderr.lines().rfind(|line| line.starts_with("fatal:") || line.contains("error:")).or_else(|| stderr.lines().last());
         line.unwrap_or("no reason was given").trim_start_matches("fatal: ").chars().take(300).collect::<String>()
     };
     let host = || host_of(url).map_or_else(|| url.to_owned(), |(host, _)| host);
@@ -164,7 +167,18 @@ fn classify(stderr: &str, url: &str) -> CloneError {
     if has(&["Host key verification failed", "REMOTE HOST IDENTIFICATION HAS CHANGED", "host key is known for"]) {
         return CloneError::UnknownHostKey { host: host() };
     }
-    if has(&["Authentication failed", "could not read Password", "could not read Username", "Permission denied", "Repository not found", "requested URL returned error: 40", "not found", "Access denied", "does not appear to be a git repository", "does not exist"]) {
+    if has(&[
+        "Authentication failed",
+        "could not read Password",
+        "could not read Username",
+        "Permission denied",
+        "Repository not found",
+        "requested URL returned error: 40",
+        "not found",
+        "Access denied",
+        "does not appear to be a git repository",
+        "does not exist",
+    ]) {
         return CloneError::Refused { detail: detail() };
     }
     if has(&["requested URL returned error: 30", "unable to update url base from redirection"]) {
@@ -173,7 +187,20 @@ fn classify(stderr: &str, url: &str) -> CloneError {
     if has(&["transport '", "not allowed"]) {
         return CloneError::Forbidden;
     }
-    if has(&["Could not resolve host", "Failed to connect", "Connection refused", "Connection reset", "Connection timed out", "timed out", "early EOF", "requested URL returned error: 5", "Could not read from remote repository", "unexpected disconnect", "SSL", "server certificate"]) {
+    if has(&[
+        "Could not resolve host",
+        "Failed to connect",
+        "Connection refused",
+        "Connection reset",
+        "Connection timed out",
+        "timed out",
+        "early EOF",
+        "requested URL returned error: 5",
+        "Could not read from remote repository",
+        "unexpected disconnect",
+        "SSL",
+        "server certificate",
+    ]) {
         return CloneError::Unreachable { detail: detail() };
     }
     CloneError::Git(GitError::Failed { command: "fetch".to_owned(), code: None, stderr: detail() })
@@ -197,8 +224,14 @@ mod tests {
         let class = |text: &str| classify(text, "https://h.example/r");
         assert!(matches!(class("fatal: couldn't find remote ref refs/heads/x"), CloneError::UnknownBase { .. }));
         assert!(matches!(class("fatal: Authentication failed for 'https://h.example/r/'"), CloneError::Refused { .. }));
-        assert!(matches!(class("No ED25519 host key is known for h and you have requested strict checking.\nHost key verification failed."), CloneError::UnknownHostKey { .. }));
-        assert!(matches!(class("fatal: unable to access 'https://h/': Could not resolve host: h"), CloneError::Unreachable { .. }));
+        assert!(matches!(
+            class("No ED25519 host key is known for h and you have requested strict checking.\nHost key verification failed."),
+            CloneError::UnknownHostKey { .. }
+        ));
+        assert!(matches!(
+            class("fatal: unable to access 'https://h/': Could not resolve host: h"),
+            CloneError::Unreachable { .. }
+        ));
         assert!(matches!(class("fatal: transport 'file' not allowed"), CloneError::Forbidden));
     }
 }

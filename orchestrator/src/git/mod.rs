@@ -10,8 +10,8 @@ mod result;
 
 pub use access::{Access, AccessError, GitCredential, askpass};
 pub use checkout::{CheckoutOptions, write_checkout};
-pub use ignored::Ignored;
 pub use clone::{Base, CloneError, CloneRequest, clone_base, host_of};
+pub use ignored::Ignored;
 pub use result::{CommitInfo, Committed, Diff, ResultError, ResultLimits, commit_result, diff};
 
 use std::ffi::OsStr;
@@ -35,7 +35,11 @@ pub enum GitError {
     #[error("git {command}: {reason}")]
     Unexpected { command: String, reason: String },
     #[error("{context}")]
-    Io { context: String, #[source] source: std::io::Error },
+    Io {
+        context: String,
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl GitError {

@@ -63,7 +63,14 @@ pub struct Diff {
 ///
 /// # Errors
 /// When a changed file holds a secret, when the result passes a limit, or when git fails.
-pub async fn commit_result(git: &Git, info: &CommitInfo, archive: PathBuf, deleted: Vec<Vec<u8>>, needles: Needles, limits: ResultLimits) -> Result<Committed, ResultError> {
+pub async fn commit_result(
+    git: &Git,
+    info: &CommitInfo,
+    archive: PathBuf,
+    deleted: Vec<Vec<u8>>,
+    needles: Needles,
+    limits: ResultLimits,
+) -> Result<Committed, ResultError> {
     let import = git.command(["fast-import", "--quiet", "--force", "--done", "--date-format=raw"]).into_std();
     let job = info.clone();
     let refused = tokio::task::spawn_blocking(move || feed(import, &job, &archive, &deleted, &needles, limits))
@@ -73,9 +80,19 @@ pub async fn commit_result(git: &Git, info: &CommitInfo, archive: PathBuf, delet
     Ok(Committed { sha, refused })
 }
 
-fn feed(mut import: std::process::Command, info: &CommitInfo, archive: &PathBuf, deleted: &[Vec<u8>], needles: &Needles, limits: ResultLimits) -> Result<Vec<RefusedPath>, ResultError> {
+fn feed(
+    mut import: std::process::Command,
+    info: &CommitInfo,
+    archive: &PathBuf,
+    deleted: &[Vec<u8>],
+    needles: &Needles,
+    limits: ResultLimits,
+) -> Result<Vec<RefusedPath>, ResultError> {
     let mut child = import.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(GitError::Start)?;
-    let stdin = child.stdin.take().ok_or_else(|| GitError::Unexpected { command: "fast-import".to_owned(), reason: "it has no input".to_owned() })?;
+    let stdin = child
+        .stdin
+        .take()
+        .ok_or_else(|| GitError::Unexpected { command: "fast-import".to_owned(), reason: "it has no input".to_owned() })?;
     let written = write_stream(std::io::BufWriter::new(stdin), info, archive, deleted, needles, limits);
     if written.is_err() {
         // Without `done` fast-import throws away what it was given.
@@ -87,7 +104,14 @@ fn feed(mut import: std::process::Command, info: &CommitInfo, archive: &PathBuf,
     Ok(refused)
 }
 
-fn write_stream(mut out: impl Write, info: &CommitInfo, archive: &PathBuf, deleted: &[Vec<u8>], needles: &Needles, limits: ResultLimits) -> Result<Vec<RefusedPath>, ResultError> {
+fn write_stream(
+    mut out: impl Write,
+    info: &CommitInfo,
+    archive: &PathBuf,
+    deleted: &[Vec<u8>],
+    needles: &Needles,
+    limits: ResultLimits,
+) -> Result<Vec<RefusedPath>, ResultError> {
     let io = |error| ResultError::Git(GitError::io("can't write to git fast-import")(error));
     let mut refused = Vec::new();
     let who = format!("ckrv <ckrv@ckrv.invalid> {} +0000", info.at.as_second());
@@ -99,7 +123,10 @@ fn write_stream(mut out: impl Write, info: &CommitInfo, archive: &PathBuf, delet
     for path in deleted {
         match check_path(path) {
             Ok(()) => {
-                out.write_all(b"D ").and_then(|()| out.write_all(&quoted(path))).and_then(|()| out.write_all(b"\n")).map_err(io)?;
+                out.write_all(b"D ")
+                    .and_then(|()| out.write_all(&quoted(path)))
+                    .and_then(|()| out.write_all(b"\n"))
+                    .map_err(io)?;
             }
             Err(reason) => refused.push(reason),
         }
@@ -127,7 +154,8 @@ fn write_stream(mut out: impl Write, info: &CommitInfo, archive: &PathBuf, delet
             ("120000", target)
         } else if kind.is_file() {
             let size = entry.header().size().map_err(ResultError::Archive)?;
-            budget = budget.checked_sub(size).ok_or_else(|| ResultError::TooLarge { limit: format!("{} bytes", limits.max_bytes) })?;
+            budget =
+                budget.checked_sub(size).ok_or_else(|| ResultError::TooLarge { limit: format!("{} bytes", limits.max_bytes) })?;
             let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
             entry.read_to_end(&mut content).map_err(ResultError::Archive)?;
             let executable = entry.header().mode().map_err(ResultError::Archive)? & 0o111 != 0;
@@ -145,7 +173,10 @@ fn write_stream(mut out: impl Write, info: &CommitInfo, archive: &PathBuf, delet
             return Err(ResultError::Secret { path: "(a file's name)".to_owned(), line: 0 });
         }
         write!(out, "M {mode} inline ").and_then(|()| out.write_all(&quoted(&path))).map_err(io)?;
-        write!(out, "\ndata {}\n", content.len()).and_then(|()| out.write_all(&content)).and_then(|()| out.write_all(b"\n")).map_err(io)?;
+        write!(out, "\ndata {}\n", content.len())
+            .and_then(|()| out.write_all(&content))
+            .and_then(|()| out.write_all(b"\n"))
+            .map_err(io)?;
     }
     out.write_all(b"\ndone\n").and_then(|()| out.flush()).map_err(io)?;
     Ok(refused)
@@ -171,7 +202,20 @@ fn quoted(path: &[u8]) -> Vec<u8> {
 /// When git fails.
 pub async fn diff(git: &Git, from: &str, to: &str) -> Result<Diff, GitError> {
     let content = git
-        .run(["diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--find-renames", "--src-prefix=a/", "--dst-prefix=b/", from, to, "--"])
+        .run([
+            "diff",
+            "--binary",
+            "--full-index",
+            "--no-color",
+            "--no-ext-diff",
+            "--no-textconv",
+            "--find-renames",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+            from,
+            to,
+            "--",
+        ])
         .await?;
     let numbers = git.run(["diff", "--numstat", "-z", "--no-ext-diff", "--no-textconv", "--no-renames", from, to, "--"]).await?;
     let mut stat = DiffStat::default();

@@ -29,13 +29,26 @@ const BATCH_LINES: usize = 64;
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// Runs the agent and commits what it changed; gives the commit.
-pub async fn execute(context: &Context, prepared: &Prepared, agent: &mut Agent, first: &Planned, facts: &mut Facts) -> Result<String, Failure> {
+pub async fn execute(
+    context: &Context,
+    prepared: &Prepared,
+    agent: &mut Agent,
+    first: &Planned,
+    facts: &mut Facts,
+) -> Result<String, Failure> {
     let parent = facts.head_sha.clone().unwrap_or_else(|| prepared.base.clone());
-    let place = Place { name: format!("run{}", agent.run_number), image: &first.granted.request.image, resources: first.granted.request.resources };
+    let place = Place {
+        name: format!("run{}", agent.run_number),
+        image: &first.granted.request.image,
+        resources: first.granted.request.resources,
+    };
     agent.image = Some(first.granted.request.image.clone());
     let mut sandbox = Sandbox::open(context, &prepared.git, &parent, &prepared.branch, place).await?;
     if let Some(failed) = run_commands(context, &mut sandbox, "setup", &context.spec.setup).await? {
-        return Err(Failure::Ends(Outcome::new(OutcomeClass::Agent, format!("the setup command `{}` failed: {}", failed.command, failed.how)).hint("see `ckrv logs` for its output")));
+        return Err(Failure::Ends(
+            Outcome::new(OutcomeClass::Agent, format!("the setup command `{}` failed: {}", failed.command, failed.how))
+                .hint("see `ckrv logs` for its output"),
+        ));
     }
     run_until_content(context, agent, first, &mut sandbox, facts).await?;
     let head = collect(context, prepared, &mut sandbox, &parent).await;
@@ -45,12 +58,23 @@ pub async fn execute(context: &Context, prepared: &Prepared, agent: &mut Agent, 
     head
 }
 
-async fn run_until_content(context: &Context, agent: &mut Agent, first: &Planned, sandbox: &mut Sandbox, facts: &mut Facts) -> Result<(), Failure> {
+async fn run_until_content(
+    context: &Context,
+    agent: &mut Agent,
+    first: &Planned,
+    sandbox: &mut Sandbox,
+    facts: &mut Facts,
+) -> Result<(), Failure> {
     let mut again: Option<Planned> = None;
     for _ in 0..MAX_RUNS {
         let planned = again.as_ref().unwrap_or(first);
         let (exit, verdict) = run_once(context, agent, planned, sandbox, facts).await?;
-        agent.history.push(PastRun { number: agent.run_number, phase: Phase::Executing, exit: exit.clone(), outcome: verdict.outcome.clone() });
+        agent.history.push(PastRun {
+            number: agent.run_number,
+            phase: Phase::Executing,
+            exit: exit.clone(),
+            outcome: verdict.outcome.clone(),
+        });
         context.log.info("ckrv", format!("the agent ended with {}: {}", describe(&exit), verdict.summary));
         if exit == ExitStatus::OomKilled {
             return Err(Failure::Ends(out_of_memory()));
@@ -88,14 +112,27 @@ fn not_content(verdict: &Verdict, reason: &str) -> Failure {
 }
 
 /// One run to its end, with the adapter's verdict on it.
-async fn run_once(context: &Context, agent: &mut Agent, planned: &Planned, sandbox: &mut Sandbox, facts: &mut Facts) -> Result<(ExitStatus, Verdict), Failure> {
+async fn run_once(
+    context: &Context,
+    agent: &mut Agent,
+    planned: &Planned,
+    sandbox: &mut Sandbox,
+    facts: &mut Facts,
+) -> Result<(ExitStatus, Verdict), Failure> {
     let spec = run_spec(context, planned, sandbox)?;
     let adapter = std::sync::Arc::clone(&agent.adapter);
     let job = planned.job.clone();
     let transcript = adapter.transcript(&job);
     let (sender, receiver) = mpsc::channel(16);
     let (cost, over_cost) = tokio::sync::watch::channel(false);
-    let reader = Reader { log: context.log.clone(), file: transcript_file(context)?, usage: facts.usage.clone(), max_cost: context.view.job.request.max_cost_micro_usd, over: cost, session: None };
+    let reader = Reader {
+        log: context.log.clone(),
+        file: transcript_file(context)?,
+        usage: facts.usage.clone(),
+        max_cost: context.view.job.request.max_cost_micro_usd,
+        over: cost,
+        session: None,
+    };
     let reading = tokio::spawn(reader.read(transcript, receiver));
     let stopper = sandbox.session.stopper();
     let mut watching = over_cost.clone();
@@ -114,7 +151,10 @@ async fn run_once(context: &Context, agent: &mut Agent, planned: &Planned, sandb
         Err(error) => return Err(sandbox.failure(error).await),
     };
     if *over_cost.borrow() {
-        return Err(Failure::Ends(Outcome::new(OutcomeClass::CostLimit, "the job reached its cost limit and was stopped").hint("raise it with `--max-cost`")));
+        return Err(Failure::Ends(
+            Outcome::new(OutcomeClass::CostLimit, "the job reached its cost limit and was stopped")
+                .hint("raise it with `--max-cost`"),
+        ));
     }
     if ended.record.leftovers > 0 {
         context.log.info("ckrv", format!("{} processes that the agent left behind were ended", ended.record.leftovers));
@@ -144,7 +184,12 @@ async fn run_once(context: &Context, agent: &mut Agent, planned: &Planned, sandb
 fn transcript_file(context: &Context) -> Result<std::fs::File, Failure> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = context.dir.join("transcript.ndjson");
-    std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(|error| Failure::infrastructure("the transcript", &error))
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| Failure::infrastructure("the transcript", &error))
 }
 
 /// The plan in the launcher's words; paths of the plan become those of the session.
@@ -157,7 +202,8 @@ fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<R
     {
         context.view.policy.local_command(&request.image)?.program.clone_into(program);
     }
-    let mut env: std::collections::BTreeMap<String, String> = request.env.iter().map(|(name, value)| (name.clone(), place(value))).collect();
+    let mut env: std::collections::BTreeMap<String, String> =
+        request.env.iter().map(|(name, value)| (name.clone(), place(value))).collect();
     for secret in &request.secrets {
         if let Some(value) = planned.secrets.get(&secret.slot) {
             env.insert(secret.env.clone(), secrecy::ExposeSecret::expose_secret(value).to_owned());
@@ -179,14 +225,25 @@ fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<R
     let egress = (!request.egress.is_empty()).then(|| Egress {
         allow: request.egress.clone(),
         allow_private: false,
-        on_denied: std::sync::Arc::new(move |denied| log.warn("ckrv", format!("the agent was denied {}:{} ({:?})", denied.host.escape_debug(), denied.port, denied.reason))),
+        on_denied: std::sync::Arc::new(move |denied| {
+            log.warn("ckrv", format!("the agent was denied {}:{} ({:?})", denied.host.escape_debug(), denied.port, denied.reason))
+        }),
     });
     let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
     Ok(RunSpec {
         argv,
         env,
         cwd: launch::BytePath::default(),
-        files: request.files.iter().map(|file| PlacedFile { place: placement(file.place), path: file.path.clone(), content: place(&file.content), executable: file.executable }).collect(),
+        files: request
+            .files
+            .iter()
+            .map(|file| PlacedFile {
+                place: placement(file.place),
+                path: file.path.clone(),
+                content: place(&file.content),
+                executable: file.executable,
+            })
+            .collect(),
         stdin: request.stdin.clone(),
         stop_signal: match request.stop.signal {
             plan::StopSignal::Term => StopSignal::Term,
@@ -195,7 +252,10 @@ fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<R
         },
         grace_seconds: request.stop.grace_seconds,
         deadline_seconds: seconds_left(context),
-        watchdog: Some(Watchdog { first_output: seconds(request.watchdog.first_output_seconds), idle: seconds(request.watchdog.idle_seconds) }),
+        watchdog: Some(Watchdog {
+            first_output: seconds(request.watchdog.first_output_seconds),
+            idle: seconds(request.watchdog.idle_seconds),
+        }),
         routes: routes.collect(),
         egress,
     })
@@ -226,7 +286,11 @@ struct Read {
 }
 
 impl Reader {
-    async fn read(mut self, mut transcript: Transcript, mut frames: mpsc::Receiver<launch::OutputFrame>) -> Result<Read, Failure> {
+    async fn read(
+        mut self,
+        mut transcript: Transcript,
+        mut frames: mpsc::Receiver<launch::OutputFrame>,
+    ) -> Result<Read, Failure> {
         let mut splitter = LineSplitter::default();
         let mut seq = 0;
         while let Some(frame) = frames.recv().await {
@@ -319,7 +383,14 @@ fn write_event(log: &JobLog, event: AgentEvent) {
         AgentEvent::Message { text, .. } => (Level::Info, text.clone()),
         AgentEvent::ToolCall { name, input, .. } => (Level::Info, format!("{name} {}", brief(&input.to_string()))),
         AgentEvent::ToolResult { is_error, output, .. } => (if *is_error { Level::Warn } else { Level::Debug }, brief(output)),
-        AgentEvent::Usage(usage) => (Level::Debug, format!("usage: {} tokens in, {} out", usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens, usage.output_tokens)),
+        AgentEvent::Usage(usage) => (
+            Level::Debug,
+            format!(
+                "usage: {} tokens in, {} out",
+                usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
+                usage.output_tokens
+            ),
+        ),
         AgentEvent::RunResult { text, is_error, .. } => (if *is_error { Level::Error } else { Level::Info }, text.clone()),
         AgentEvent::Other { kind, data } => (Level::Debug, format!("{kind} {}", brief(&data.to_string()))),
     };
@@ -338,7 +409,8 @@ async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, 
     let path = context.dir.join("changes.tar");
     let mut file = tokio::fs::File::create(&path).await.map_err(|error| Failure::infrastructure("the changes", &error))?;
     let bounds = CollectLimits { max_entries: 2_000_000, max_bytes: limits.max_bytes };
-    let collected = sandbox.session.collect(bounds, |change| !(change.added && ignored.matches(change.path.as_bytes())), &mut file).await;
+    let collected =
+        sandbox.session.collect(bounds, |change| !(change.added && ignored.matches(change.path.as_bytes())), &mut file).await;
     let collection = match collected {
         Ok(collection) => collection,
         Err(error) => return Err(sandbox.failure(error).await),
@@ -349,7 +421,12 @@ async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, 
     if !collection.skipped.is_empty() {
         context.log.info("ckrv", format!("{} new files that .gitignore names were left out", collection.skipped.len()));
     }
-    let info = CommitInfo { parent: parent.to_owned(), branch: prepared.branch.clone(), subject: format!("ckrv: {}", context.spec.id), at: crate::clock::now() };
+    let info = CommitInfo {
+        parent: parent.to_owned(),
+        branch: prepared.branch.clone(),
+        subject: format!("ckrv: {}", context.spec.id),
+        at: crate::clock::now(),
+    };
     let deleted = collection.deleted.iter().map(|path| path.as_bytes().to_vec()).collect();
     let committed = commit_result(&prepared.git, &info, path.clone(), deleted, context.log.needles(), limits).await?;
     let _ = std::fs::remove_file(&path);

@@ -42,9 +42,10 @@ impl From<GatewayError> for Failure {
             return Self::Lost;
         }
         match error {
-            GatewayError::Denied(crate::gateway::Denial::Missing(what)) => {
-                Self::Ends(Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more")).hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`"))
-            }
+            GatewayError::Denied(crate::gateway::Denial::Missing(what)) => Self::Ends(
+                Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more"))
+                    .hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`"),
+            ),
             error => Self::infrastructure("the gateway", &error),
         }
     }
@@ -72,9 +73,13 @@ impl From<ResultError> for Failure {
     fn from(error: ResultError) -> Self {
         match &error {
             ResultError::Secret { .. } => Self::Ends(
-                Outcome::new(OutcomeClass::SecretInResult, error.to_string()).hint("nothing was published; keep secrets out of the tree, and change the secret if it may have been seen"),
+                Outcome::new(OutcomeClass::SecretInResult, error.to_string())
+                    .hint("nothing was published; keep secrets out of the tree, and change the secret if it may have been seen"),
             ),
-            ResultError::TooLarge { .. } => Self::Ends(Outcome::new(OutcomeClass::Result, error.to_string()).hint("let the agent clean up what it built, or add it to .gitignore")),
+            ResultError::TooLarge { .. } => Self::Ends(
+                Outcome::new(OutcomeClass::Result, error.to_string())
+                    .hint("let the agent clean up what it built, or add it to .gitignore"),
+            ),
             ResultError::Archive(_) => Self::infrastructure("the result", &error),
             ResultError::Git(_) => Self::infrastructure("git", &error),
         }
@@ -90,6 +95,9 @@ impl From<Denied> for Failure {
 
 impl From<AdapterError> for Failure {
     fn from(error: AdapterError) -> Self {
-        Self::Ends(Outcome::new(OutcomeClass::Adapter, format!("the agent's adapter failed: {error}")).hint("this is for the adapter's author; try another agent, or tell the service's operator"))
+        Self::Ends(
+            Outcome::new(OutcomeClass::Adapter, format!("the agent's adapter failed: {error}"))
+                .hint("this is for the adapter's author; try another agent, or tell the service's operator"),
+        )
     }
 }

@@ -65,8 +65,23 @@ impl JobLog {
     /// When the file can't be made.
     pub fn new(fence: Fence, path: &Path) -> std::io::Result<Self> {
         let file = File::create(path)?;
-        let state = Waiting { next: 1, entries: VecDeque::new(), bytes: 0, total: 0, dropped: 0, closed: false, needles: Needles::default(), file };
-        Ok(Self(Arc::new(Inner { fence, state: Mutex::new(state), news: Notify::new(), taken: Notify::new(), watched: AtomicBool::new(false) })))
+        let state = Waiting {
+            next: 1,
+            entries: VecDeque::new(),
+            bytes: 0,
+            total: 0,
+            dropped: 0,
+            closed: false,
+            needles: Needles::default(),
+            file,
+        };
+        Ok(Self(Arc::new(Inner {
+            fence,
+            state: Mutex::new(state),
+            news: Notify::new(),
+            taken: Notify::new(),
+            watched: AtomicBool::new(false),
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, Waiting> {
@@ -103,12 +118,21 @@ impl JobLog {
             message.push_str(" [cut]");
         }
         let event = event.map(|event| masked_event(event, &state.needles));
-        let size = message.len() + 160 + event.as_ref().map_or(0, |event| serde_json::to_string(event).map_or(0, |json| json.len()));
+        let size =
+            message.len() + 160 + event.as_ref().map_or(0, |event| serde_json::to_string(event).map_or(0, |json| json.len()));
         if state.total + size > MAX_LOG && level < Level::Warn {
             state.dropped += 1;
             return;
         }
-        let entry = LogEntry { timestamp: crate::clock::now(), level, source: source.to_owned(), message, fence: self.0.fence, seq: state.next, event };
+        let entry = LogEntry {
+            timestamp: crate::clock::now(),
+            level,
+            source: source.to_owned(),
+            message,
+            fence: self.0.fence,
+            seq: state.next,
+            event,
+        };
         state.next += 1;
         state.bytes += size;
         state.total += size;
@@ -145,7 +169,10 @@ impl JobLog {
     pub async fn flush(&self) -> Cursor {
         let dropped = std::mem::take(&mut self.state().dropped);
         if dropped > 0 {
-            self.warn("ckrv", format!("the log reached its limit of {} MiB; {dropped} further entries were left out", MAX_LOG >> 20));
+            self.warn(
+                "ckrv",
+                format!("the log reached its limit of {} MiB; {dropped} further entries were left out", MAX_LOG >> 20),
+            );
         }
         self.0.news.notify_one();
         loop {
@@ -234,7 +261,8 @@ fn masked_event(event: AgentEvent, needles: &Needles) -> AgentEvent {
     if needles.find(json.as_bytes()).is_none() {
         return event;
     }
-    serde_json::from_str(&needles.mask(&json)).unwrap_or(AgentEvent::Other { kind: "ckrv/masked".to_owned(), data: serde_json::Value::Null })
+    serde_json::from_str(&needles.mask(&json))
+        .unwrap_or(AgentEvent::Other { kind: "ckrv/masked".to_owned(), data: serde_json::Value::Null })
 }
 
 /// Names for the log: at most ten, then a count.

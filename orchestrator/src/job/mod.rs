@@ -32,7 +32,11 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {
     #[error("{context}")]
-    Io { context: String, #[source] source: std::io::Error },
+    Io {
+        context: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the task can't be read")]
     Task(#[source] serde_json::Error),
     #[error("the gateway's client can't be built")]
@@ -133,7 +137,18 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         }
     };
     let job = view.job.clone();
-    let context = Context { gateway: gateway.clone(), log: log.clone(), view, spec, dir, sockets, sandboxes: sandboxes.clone(), program, shim, secrets: tokio::sync::Mutex::default() };
+    let context = Context {
+        gateway: gateway.clone(),
+        log: log.clone(),
+        view,
+        spec,
+        dir,
+        sockets,
+        sandboxes: sandboxes.clone(),
+        program,
+        shim,
+        secrets: tokio::sync::Mutex::default(),
+    };
     let ended = tokio::select! {
         biased;
         reason = stopper.stopped() => Err(reason),
@@ -159,7 +174,8 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
                 Ok(()) => return,
                 Err(error) if error.is_lost() => return,
                 // No attempts left, cancelled or past the deadline: then this is the end.
-                Err(_) => Outcome::new(OutcomeClass::Infrastructure, note).hint("this did not count against your quota; try `ckrv retry`"),
+                Err(_) => Outcome::new(OutcomeClass::Infrastructure, note)
+                    .hint("this did not count against your quota; try `ckrv retry`"),
             }
         }
         Ok(Err(Failure::Ends(outcome))) => outcome,
@@ -207,7 +223,11 @@ async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, F
 async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, stopper: &Stopper) {
     let succeeded = ended.outcome.class == OutcomeClass::Success;
     let line = format!("{}: {}", ended.outcome.class.state(), ended.outcome.message);
-    if succeeded { log.info("ckrv", &line) } else { log.error("ckrv", &line) }
+    if succeeded {
+        log.info("ckrv", &line)
+    } else {
+        log.error("ckrv", &line)
+    }
     let log_end = log.flush().await;
     let mut finish = Finish { outcome: ended.outcome, facts: ended.facts, artifacts: ended.artifacts, log_end };
     let told = tokio::time::timeout(REPORT_PATIENCE, gateway.finish(&finish)).await;
@@ -221,7 +241,8 @@ async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, stopper: &Stopper
     finish.outcome = match reason {
         Ok(StopReason::Cancelled) => machine::cancelled(),
         Ok(StopReason::Lost) => return,
-        _ => Outcome::new(OutcomeClass::Timeout, "the job was terminated at its time limit; partial results are not kept").hint("give it longer with `--timeout`"),
+        _ => Outcome::new(OutcomeClass::Timeout, "the job was terminated at its time limit; partial results are not kept")
+            .hint("give it longer with `--timeout`"),
     };
     if let Err(error) = gateway.finish(&finish).await {
         tracing::warn!(%error, "the end was refused");

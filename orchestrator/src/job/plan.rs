@@ -48,7 +48,10 @@ pub struct Planned {
 pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failure> {
     let name = context.view.job.request.agent.clone();
     let bytes = builtin(&name).ok_or_else(|| {
-        Failure::Ends(Outcome::new(OutcomeClass::Policy, format!("there is no agent `{name}` here")).hint(format!("the agents are: {}", builtin_names().collect::<Vec<_>>().join(", "))))
+        Failure::Ends(
+            Outcome::new(OutcomeClass::Policy, format!("there is no agent `{name}` here"))
+                .hint(format!("the agents are: {}", builtin_names().collect::<Vec<_>>().join(", "))),
+        )
     })?;
     let cache = context.view.cache.clone();
     let (adapter, descriptor) = blocking(move || {
@@ -60,22 +63,52 @@ pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failu
     .await?;
     context.log.info("adapter", format!("{} {} decides how `{name}` runs", descriptor.id, descriptor.version));
     let context_file = look_at_repository(context, prepared, &descriptor).await?;
-    Ok(Agent { adapter: Arc::new(adapter), descriptor, history: Vec::new(), session: None, run_number: 0, image: None, context_file })
+    Ok(Agent {
+        adapter: Arc::new(adapter),
+        descriptor,
+        history: Vec::new(),
+        session: None,
+        run_number: 0,
+        image: None,
+        context_file,
+    })
 }
 
 /// Finds the repository's instructions for the agent, and says which of its files the agent is kept from.
 async fn look_at_repository(context: &Context, prepared: &Prepared, descriptor: &Descriptor) -> Result<Option<String>, Failure> {
-    let named = |key: &str| descriptor.extra.get(key).map(|names| names.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>()).unwrap_or_default();
+    let named = |key: &str| {
+        descriptor
+            .extra
+            .get(key)
+            .map(|names| names.split(',').map(|name| name.trim().to_owned()).collect::<Vec<_>>())
+            .unwrap_or_default()
+    };
     let (wanted, refused) = (named("context-files"), named("refused-files"));
-    let mut args = vec!["ls-tree".to_owned(), "-z".to_owned(), "--name-only".to_owned(), "--full-tree".to_owned(), prepared.base.clone(), "--".to_owned()];
+    let mut args = vec![
+        "ls-tree".to_owned(),
+        "-z".to_owned(),
+        "--name-only".to_owned(),
+        "--full-tree".to_owned(),
+        prepared.base.clone(),
+        "--".to_owned(),
+    ];
     args.extend(wanted.iter().chain(&refused).cloned());
     if args.len() == 6 {
         return Ok(None);
     }
     let listing = prepared.git.run(&args).await?;
-    let present: Vec<String> = listing.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+    let present: Vec<String> = listing
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
     for name in refused.iter().filter(|name| present.contains(name)) {
-        context.log.warn("adapter", format!("refused: the repository's `{name}` is not used; it could run programs or send the model's requests elsewhere"));
+        context.log.warn(
+            "adapter",
+            format!(
+                "refused: the repository's `{name}` is not used; it could run programs or send the model's requests elsewhere"
+            ),
+        );
     }
     Ok(wanted.into_iter().find(|name| present.contains(name)))
 }
@@ -144,8 +177,11 @@ async fn fetch_secrets(context: &Context, agent: &Agent, granted: &Granted) -> R
             }
             None if required => {
                 return Err(Failure::Ends(
-                    Outcome::new(OutcomeClass::Policy, format!("the agent `{}` needs the secret `{slot}`, and there is none", agent.descriptor.id))
-                        .hint(format!("store it: `ckrv cloud secrets add {slot}`")),
+                    Outcome::new(
+                        OutcomeClass::Policy,
+                        format!("the agent `{}` needs the secret `{slot}`, and there is none", agent.descriptor.id),
+                    )
+                    .hint(format!("store it: `ckrv cloud secrets add {slot}`")),
                 ));
             }
             None => {}
@@ -155,7 +191,9 @@ async fn fetch_secrets(context: &Context, agent: &Agent, granted: &Granted) -> R
 }
 
 /// Adapter calls are synchronous and bounded in time; they run beside the async tasks.
-pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, crate::adapter::AdapterError> + Send + 'static) -> Result<T, Failure> {
+pub async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, crate::adapter::AdapterError> + Send + 'static,
+) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(call).await {
         Ok(answer) => Ok(answer?),
         Err(error) => Err(Failure::Infrastructure(format!("an adapter's call ended badly: {error}"))),

@@ -32,7 +32,9 @@ pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, F
         check_host(context, host).await?;
     }
     let access = match &host {
-        Some((host, is_ssh)) => Access::prepare(*is_ssh, host, credential.as_ref(), context.sockets.path(), &context.program).await.map_err(CloneError::from)?,
+        Some((host, is_ssh)) => Access::prepare(*is_ssh, host, credential.as_ref(), context.sockets.path(), &context.program)
+            .await
+            .map_err(CloneError::from)?,
         None => Access::default(),
     };
     let wanted = CloneRequest { url: request.git_repo_url.clone(), base: request.git_base_branch.clone() };
@@ -50,7 +52,14 @@ pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, F
     };
     drop(access);
     let branch = format!("ckrv/{}-{}", context.spec.id, context.view.job.id.short());
-    context.log.info("git", format!("starts from {} of `{}`; the feature branch is {branch}", &base.sha[..base.sha.len().min(12)], request.git_base_branch));
+    context.log.info(
+        "git",
+        format!(
+            "starts from {} of `{}`; the feature branch is {branch}",
+            &base.sha[..base.sha.len().min(12)],
+            request.git_base_branch
+        ),
+    );
     facts.base_sha = Some(base.sha.clone());
     facts.feature_branch = Some(branch.clone());
     Ok(Prepared { git, base: base.sha, branch })
@@ -64,8 +73,11 @@ async fn check_host(context: &Context, host: &str) -> Result<(), Failure> {
     let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
     let refuse = || {
         Failure::Ends(
-            Outcome::new(OutcomeClass::Policy, format!("the repository's host {name} has a private address, which this service does not reach"))
-                .hint("the service's operator can allow it: `private_git_hosts = true` of the policy"),
+            Outcome::new(
+                OutcomeClass::Policy,
+                format!("the repository's host {name} has a private address, which this service does not reach"),
+            )
+            .hint("the service's operator can allow it: `private_git_hosts = true` of the policy"),
         )
     };
     if is_private_name(name) {
@@ -87,8 +99,18 @@ fn is_private(ip: &IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let [a, b, ..] = ip.octets();
-            ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || ip.is_broadcast() || ip.is_multicast() || (a == 100 && (64..128).contains(&b)) || a == 0 || a >= 240
+            ip.is_private()
+                || ip.is_loopback()
+                || ip.is_link_local()
+                || ip.is_unspecified()
+                || ip.is_broadcast()
+                || ip.is_multicast()
+                || (a == 100 && (64..128).contains(&b))
+                || a == 0
+                || a >= 240
         }
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unique_local() || ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => {
+            ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unique_local() || ip.is_unicast_link_local()
+        }
     }
 }

@@ -36,7 +36,10 @@ pub async fn publish(context: &Context, prepared: &Prepared, facts: &mut Facts) 
     facts.diff_stat = Some(made.stat);
     // The commit was searched file by file; this looks at the whole once more, context lines and names too.
     if let Some(found) = context.log.needles().find(&made.content) {
-        return Err(Failure::Ends(Outcome::new(OutcomeClass::SecretInResult, format!("the diff holds one of the job's secrets, line {}", found.line)).hint("nothing was published")));
+        return Err(Failure::Ends(
+            Outcome::new(OutcomeClass::SecretInResult, format!("the diff holds one of the job's secrets, line {}", found.line))
+                .hint("nothing was published"),
+        ));
     }
     let mut artifacts = vec![context.gateway.artifact("diff", Bytes::from(made.content)).await?];
     artifacts.extend(story(context, facts).await);
@@ -70,7 +73,10 @@ fn manifest(context: &Context, facts: &Facts, artifacts: &[Artifact]) -> Vec<u8>
         base_branch: &job.request.git_base_branch,
         facts,
         agent: &job.request.agent,
-        artifacts: artifacts.iter().map(|artifact| Listed { name: &artifact.name, bytes: artifact.bytes, sha256: &artifact.sha256 }).collect(),
+        artifacts: artifacts
+            .iter()
+            .map(|artifact| Listed { name: &artifact.name, bytes: artifact.bytes, sha256: &artifact.sha256 })
+            .collect(),
     };
     serde_json::to_vec_pretty(&manifest).unwrap_or_default()
 }

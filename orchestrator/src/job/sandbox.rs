@@ -14,7 +14,8 @@ use super::failure::Failure;
 use crate::git::{CheckoutOptions, Git, write_checkout};
 use crate::launch::proxy::ProxyClient;
 use crate::launch::{
-    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig, ProcessLauncher, PullPolicy, SessionConfig, SessionError, ShimSession,
+    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig,
+    ProcessLauncher, PullPolicy, SessionConfig, SessionError, ShimSession,
 };
 use crate::launch_choice::LauncherChoice;
 
@@ -93,7 +94,9 @@ impl Sandbox {
     pub async fn failure(&self, error: SessionError) -> Failure {
         match error {
             SessionError::Failed(message) => Failure::ends(OutcomeClass::Result, message),
-            SessionError::Protocol(message) => Failure::ends(OutcomeClass::Result, format!("what came back from the agent's container is not valid: {message}")),
+            SessionError::Protocol(message) => {
+                Failure::ends(OutcomeClass::Result, format!("what came back from the agent's container is not valid: {message}"))
+            }
             error @ SessionError::Local(_) => Failure::infrastructure("the agent's container", &error),
             error @ SessionError::Lost(_) => lost(&error, self.instance.as_ref()).await,
         }
@@ -101,7 +104,11 @@ impl Sandbox {
 
     /// A text of the plan with its workspace where this launcher has it.
     pub fn placed(&self, text: &str) -> String {
-        if self.paths.workspace == super::plan::WORKSPACE { text.to_owned() } else { text.replace(super::plan::WORKSPACE, &self.paths.workspace) }
+        if self.paths.workspace == super::plan::WORKSPACE {
+            text.to_owned()
+        } else {
+            text.replace(super::plan::WORKSPACE, &self.paths.workspace)
+        }
     }
 
     pub async fn close(self) {
@@ -121,7 +128,8 @@ async fn lost(error: &SessionError, instance: &dyn Instance) -> Failure {
 }
 
 pub fn out_of_memory() -> Outcome {
-    Outcome::new(OutcomeClass::OutOfMemory, "the agent's container ran out of memory").hint("split the work, or ask the service's operator for a higher `max_resources.memory_mib`")
+    Outcome::new(OutcomeClass::OutOfMemory, "the agent's container ran out of memory")
+        .hint("split the work, or ask the service's operator for a higher `max_resources.memory_mib`")
 }
 
 fn launch_failure(error: &LaunchError) -> Failure {

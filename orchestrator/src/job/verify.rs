@@ -25,13 +25,24 @@ pub enum Verified {
     Repair(String),
 }
 
-pub async fn verify(context: &Context, prepared: &Prepared, agent: &mut Agent, head: &str, repairs: u32, facts: &mut Facts) -> Result<Verified, Failure> {
+pub async fn verify(
+    context: &Context,
+    prepared: &Prepared,
+    agent: &mut Agent,
+    head: &str,
+    repairs: u32,
+    facts: &mut Facts,
+) -> Result<Verified, Failure> {
     if context.spec.verify.is_empty() {
         facts.verification = Verification::None;
         return Ok(Verified::Done);
     }
     let image = agent.image.clone().unwrap_or_default();
-    let place = Place { name: format!("verify{}", repairs + 1), image: &image, resources: Resources::from(context.view.policy.max_resources) };
+    let place = Place {
+        name: format!("verify{}", repairs + 1),
+        image: &image,
+        resources: Resources::from(context.view.policy.max_resources),
+    };
     let mut sandbox = Sandbox::open(context, &prepared.git, head, &prepared.branch, place).await?;
     let checked = run_commands(context, &mut sandbox, "verify", &context.spec.verify).await;
     sandbox.close().await;
@@ -49,7 +60,11 @@ pub async fn verify(context: &Context, prepared: &Prepared, agent: &mut Agent, h
                 return Ok(Verified::Repair(failed.output));
             }
             Err(Failure::Ends(
-                Outcome::new(OutcomeClass::Verification, format!("the check `{}` failed on the result: {}", failed.command, failed.how)).hint("see `ckrv logs` for its output; nothing was published"),
+                Outcome::new(
+                    OutcomeClass::Verification,
+                    format!("the check `{}` failed on the result: {}", failed.command, failed.how),
+                )
+                .hint("see `ckrv logs` for its output; nothing was published"),
             ))
         }
     }
@@ -66,7 +81,12 @@ pub struct FailedCommand {
 }
 
 /// Runs shell commands one after another until one fails. `source` names them in the log.
-pub async fn run_commands(context: &Context, sandbox: &mut Sandbox, source: &str, commands: &[String]) -> Result<Option<FailedCommand>, Failure> {
+pub async fn run_commands(
+    context: &Context,
+    sandbox: &mut Sandbox,
+    source: &str,
+    commands: &[String],
+) -> Result<Option<FailedCommand>, Failure> {
     for command in commands {
         context.log.info(source, format!("$ {command}"));
         let (sender, receiver) = mpsc::channel(16);
