@@ -163,7 +163,8 @@ fn env(request: &ContainerRequest, policy: &Policy) -> Result<(), Denied> {
             return Err(Denied::new(what(), format!("`{pattern}` belongs to the host"), "the adapter has to do without it"));
         }
     }
-    if let Some(name) = hosts.iter().find(|name| request.env.contains_key(**name)) {
+    let mut set = BTreeSet::new();
+    if let Some(name) = hosts.iter().find(|name| request.env.contains_key(**name) || !set.insert(**name)) {
         return Err(Denied::adapter(format!("variable `{name}`"), "a route or a secret sets it already"));
     }
     if request.env.values().any(|value| value.contains('\0')) {

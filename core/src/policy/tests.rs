@@ -137,6 +137,12 @@ fn a_variable_of_a_route_cannot_be_set_by_the_plan() {
 }
 
 #[test]
+fn two_parts_of_a_plan_cannot_set_one_variable() {
+    let error = denied(|asked| asked.routes.push(route()));
+    assert!(error.contains("a route or a secret sets it already"), "{error}");
+}
+
+#[test]
 fn addresses_and_private_names_are_never_reached() {
     for host in [
         "169.254.169.254",
@@ -334,7 +340,12 @@ prop_compose! {
         asked.env = names.iter().map(|name| (name.clone(), "x".to_owned())).collect();
         asked.files = paths.into_iter().map(|path| PlanFile { place: Place::Home, path, content: String::new(), executable: true }).collect();
         asked.egress = egress;
-        asked.routes.extend(upstream.into_iter().map(|upstream| ModelRoute { upstream, ..route() }));
+        asked.routes.extend(upstream.into_iter().enumerate().map(|(number, upstream)| ModelRoute {
+            upstream,
+            base_url_env: format!("URL_{number}"),
+            placeholder_env: None,
+            ..route()
+        }));
         asked.secrets = slots.into_iter().map(|slot| SecretRef { slot, env: "KEY".into() }).collect();
         asked.resources = resources;
         asked.watchdog = Watchdog { first_output_seconds: first, idle_seconds: idle };
@@ -377,7 +388,7 @@ proptest! {
             prop_assert!(got.disk_mib <= max.disk_mib.min(most.disk_mib).min(asked.resources.disk_mib));
             prop_assert!((30..=21600).contains(&run.watchdog.idle_seconds) && (30..=21600).contains(&run.watchdog.first_output_seconds));
             prop_assert!(run.stop.grace_seconds <= policy.watchdog.max_grace_seconds);
-            prop_assert!(run.files.iter().all(|file| !file.path.starts_with('/') && !file.path.contains("..")));
+            prop_assert!(run.files.iter().all(|file| file.path.split('/').all(|part| !part.is_empty() && part != "..")));
             // Whatever differs was told.
             prop_assert!(!granted.clamped.is_empty() || *run == asked);
         }
