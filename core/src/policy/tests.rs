@@ -307,11 +307,8 @@ fn rules() -> impl Strategy<Value = Vec<EgressRule>> {
 }
 
 fn amounts() -> impl Strategy<Value = Resources> {
-    (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(cpu_millis, memory_mib, disk_mib)| Resources {
-        cpu_millis,
-        memory_mib,
-        disk_mib,
-    })
+    let amount = || prop_oneof![0..20_000_u32, any::<u32>()];
+    (amount(), amount(), amount()).prop_map(|(cpu_millis, memory_mib, disk_mib)| Resources { cpu_millis, memory_mib, disk_mib })
 }
 
 fn env_name() -> impl Strategy<Value = String> {
