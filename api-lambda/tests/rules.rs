@@ -196,9 +196,9 @@ fn the_document_is_openapi_3_1_and_names_every_operation_once() {
 
 #[tokio::test]
 async fn the_committed_document_is_the_one_that_is_served() {
-    let committed: Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
+    let committed: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap();
     let served = Service::start().await.get("/v1/openapi.json", "").await.json();
-    assert!(committed == served, "run `cargo run -p ckrv-api --example openapi > api-lambda/openapi.json`");
+    assert!(committed == served, "run `cargo run -p ckrv -- internal openapi > docs/openapi.json`");
 }
 
 #[test]

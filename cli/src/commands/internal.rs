@@ -79,6 +79,9 @@ pub fn openapi() -> Result<String, CliError> {
 #[must_use]
 pub fn reference() -> String {
     let options = clap_markdown::MarkdownOptions::new().title("The command line".to_owned()).show_footer(false);
-    let text = clap_markdown::help_markdown_command_custom(&crate::args::Cli::command(), &options);
+    let mut command = crate::args::Cli::command();
+    // Global options reach the subcommands only then, and some of those name them as conflicts.
+    command.build();
+    let text = clap_markdown::help_markdown_command_custom(&command, &options);
     format!("{}\n", text.trim_end())
 }
