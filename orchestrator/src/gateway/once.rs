@@ -11,8 +11,13 @@ const REPEATABLE: Duration = Duration::from_secs(60);
 /// Entries of attempts that ended long ago are dropped beyond this number.
 const MOST: usize = 10_000;
 
+/// One secret of one attempt.
+type Asked = (JobId, Fence, String);
+/// Who asked first, and when.
+type First = (String, Instant);
+
 #[derive(Debug, Default)]
-pub struct Once(Mutex<HashMap<(JobId, Fence, String), (String, Instant)>>);
+pub struct Once(Mutex<HashMap<Asked, First>>);
 
 impl Once {
     /// Whether this caller may have the secret now.

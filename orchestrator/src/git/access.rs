@@ -119,7 +119,7 @@ impl Access {
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
             .map_err(io("can't protect the askpass socket"))?;
         let value = Arc::new(credential.value.clone());
-        let expected = format!("@{host}':");
+        let expected = format!("@{}':", host.to_ascii_lowercase());
         self.askpass = Some(tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (value, expected) = (Arc::clone(&value), expected.clone());
@@ -211,7 +211,7 @@ async fn answer_prompt(mut stream: tokio::net::UnixStream, value: &SecretString,
     (&mut stream).take(4096).read_to_end(&mut prompt).await?;
     let prompt = String::from_utf8_lossy(&prompt);
     // `Password for 'https://USER@HOST': ` and nothing else: HOST is compared with the one that the credential was checked for.
-    if prompt.starts_with("Password for 'https://") && prompt.trim_end().ends_with(expected) {
+    if prompt.starts_with("Password for 'https://") && prompt.trim_end().to_ascii_lowercase().ends_with(expected) {
         stream.write_all(value.expose_secret().as_bytes()).await?;
     }
     stream.shutdown().await

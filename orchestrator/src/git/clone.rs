@@ -1,5 +1,7 @@
 //! Prepare: fetch the base branch into the job's own bare repository and pin its commit.
 
+use ckrv_core::repo_url::{RepoUrlPolicy, Transport, parse_repo_url};
+
 use super::{Access, Git, GitError, finish};
 use crate::git::access::AccessError;
 
@@ -77,18 +79,14 @@ impl CloneError {
 /// Host, with its port where one is given, and whether it is reached over ssh. `None` for a path.
 #[must_use]
 pub fn host_of(url: &str) -> Option<(String, bool)> {
-    if let Ok(parsed) = url::Url::parse(url)
-        && let Some(host) = parsed.host_str()
-    {
-        let host = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        return Some((host, parsed.scheme() == "ssh"));
-    }
-    // git@host:path
-    let (before, _) = url.split_once(':')?;
-    if before.contains('/') {
+    // The API has held the URL against policy when the job was made.
+    let repo = parse_repo_url(url, RepoUrlPolicy { local_paths: true, private_addresses: true }).ok()?;
+    if repo.transport == Transport::File {
         return None;
     }
-    Some((before.rsplit_once('@').map_or(before, |(_, host)| host).to_owned(), true))
+    let host = if repo.host.contains(':') { format!("[{}]", repo.host) } else { repo.host };
+    let host = repo.port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
+    Some((host, repo.transport == Transport::Ssh))
 }
 
 /// Fetches the base and pins its commit.

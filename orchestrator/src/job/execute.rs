@@ -20,6 +20,7 @@ use super::verify::{describe, exit_status, run_commands};
 use crate::adapter::{Transcript, Verdict};
 use crate::git::{CommitInfo, ResultLimits, commit_result};
 use crate::launch::{self, CollectLimits, Egress, Hung, LineSplitter, PlacedFile, Route, RunSpec, StopSignal, Watchdog};
+use crate::launch_choice::LauncherChoice;
 
 /// Agent runs of one execution: the first and its retries.
 const MAX_RUNS: u32 = 4;
@@ -75,7 +76,8 @@ async fn run_until_content(
             exit: exit.clone(),
             outcome: verdict.outcome.clone(),
         });
-        context.log.info("ckrv", format!("the agent ended with {}: {}", describe(&exit), verdict.summary));
+        let summary = if verdict.summary.is_empty() { String::new() } else { format!(": {}", verdict.summary) };
+        context.log.info("ckrv", format!("the agent ended with {}{summary}", describe(&exit)));
         if exit == ExitStatus::OomKilled {
             return Err(Failure::Ends(out_of_memory()));
         }
@@ -119,7 +121,7 @@ async fn run_once(
     sandbox: &mut Sandbox,
     facts: &mut Facts,
 ) -> Result<(ExitStatus, Verdict), Failure> {
-    let spec = run_spec(context, planned, sandbox)?;
+    let spec = run_spec(context, planned, sandbox).await?;
     let adapter = std::sync::Arc::clone(&agent.adapter);
     let job = planned.job.clone();
     let transcript = adapter.transcript(&job);
@@ -193,14 +195,16 @@ fn transcript_file(context: &Context) -> Result<std::fs::File, Failure> {
 }
 
 /// The plan in the launcher's words; paths of the plan become those of the session.
-fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<RunSpec, Failure> {
+async fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<RunSpec, Failure> {
     let request = &planned.granted.request;
     let place = |text: &String| sandbox.placed(text);
     let mut argv: Vec<String> = request.command.iter().chain(&request.args).map(place).collect();
-    if let crate::launch_choice::LauncherChoice::Process { .. } = context.view.launcher
+    if let LauncherChoice::Process { path, .. } = &context.view.launcher
         && let Some(program) = argv.first_mut()
     {
-        context.view.policy.local_command(&request.image)?.program.clone_into(program);
+        let local = context.view.policy.local_command(&request.image)?;
+        super::local_command::check(local, path).await?;
+        local.program.clone_into(program);
     }
     let mut env: std::collections::BTreeMap<String, String> =
         request.env.iter().map(|(name, value)| (name.clone(), place(value))).collect();
@@ -394,7 +398,10 @@ fn write_event(log: &JobLog, event: AgentEvent) {
         AgentEvent::RunResult { text, is_error, .. } => (if *is_error { Level::Error } else { Level::Info }, text.clone()),
         AgentEvent::Other { kind, data } => (Level::Debug, format!("{kind} {}", brief(&data.to_string()))),
     };
-    log.write(level, "agent", &message, Some(event));
+    let text = if message.is_empty() { "(no text)" } else { message.as_str() };
+    // A result that says nothing is a matter for programs only.
+    let level = if message.is_empty() { Level::Debug } else { level };
+    log.write(level, "agent", text, Some(event));
 }
 
 fn brief(text: &str) -> String {

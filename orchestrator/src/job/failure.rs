@@ -95,6 +95,10 @@ impl From<Denied> for Failure {
 
 impl From<AdapterError> for Failure {
     fn from(error: AdapterError) -> Self {
+        if let AdapterError::InvalidConfig(why) | AdapterError::Unsupported(why) = &error {
+            // What the adapter was given is the user's or the operator's, not the adapter's fault.
+            return Self::Ends(Outcome::new(OutcomeClass::Policy, format!("the agent can't run this job: {why}")));
+        }
         Self::Ends(
             Outcome::new(OutcomeClass::Adapter, format!("the agent's adapter failed: {error}"))
                 .hint("this is for the adapter's author; try another agent, or tell the service's operator"),

@@ -3,6 +3,7 @@
 
 mod execute;
 mod failure;
+mod local_command;
 mod log;
 mod plan;
 mod prepare;

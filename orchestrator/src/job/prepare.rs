@@ -1,9 +1,7 @@
 //! Prepare: clone, pin the base commit, name the feature branch.
 
-use std::net::IpAddr;
-
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
-use ckrv_core::policy::is_private_name;
+use ckrv_core::repo_url::{host_is_private, ip_is_private};
 use secrecy::ExposeSecret;
 
 use super::Context;
@@ -80,12 +78,12 @@ async fn check_host(context: &Context, host: &str) -> Result<(), Failure> {
             .hint("the service's operator can allow it: `private_git_hosts = true` of the policy"),
         )
     };
-    if is_private_name(name) {
+    if host_is_private(name.trim_matches(['[', ']'])) {
         return Err(refuse());
     }
     match tokio::net::lookup_host((name, 443)).await {
         Ok(addresses) => {
-            if addresses.map(|address| address.ip()).any(|ip| is_private(&ip)) {
+            if addresses.map(|address| address.ip()).any(ip_is_private) {
                 return Err(refuse());
             }
         }
@@ -93,24 +91,4 @@ async fn check_host(context: &Context, host: &str) -> Result<(), Failure> {
         Err(error) => tracing::debug!(%error, "the repository's host was not found"),
     }
     Ok(())
-}
-
-fn is_private(ip: &IpAddr) -> bool {
-    match ip.to_canonical() {
-        IpAddr::V4(ip) => {
-            let [a, b, ..] = ip.octets();
-            ip.is_private()
-                || ip.is_loopback()
-                || ip.is_link_local()
-                || ip.is_unspecified()
-                || ip.is_broadcast()
-                || ip.is_multicast()
-                || (a == 100 && (64..128).contains(&b))
-                || a == 0
-                || a >= 240
-        }
-        IpAddr::V6(ip) => {
-            ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip.is_unique_local() || ip.is_unicast_link_local()
-        }
-    }
 }

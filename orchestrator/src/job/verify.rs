@@ -56,6 +56,8 @@ pub async fn verify(
             facts.verification = Verification::Failed;
             context.log.warn("verify", format!("`{}` failed: {}", failed.command, failed.how));
             if repairs < MAX_REPAIRS && wants_repair(context, agent, &failed).await? {
+                // The next run has a home of its own, in which there is no session to go on with.
+                agent.session = None;
                 context.log.info("verify", format!("repair run {} of {MAX_REPAIRS}", repairs + 1));
                 return Ok(Verified::Repair(failed.output));
             }
