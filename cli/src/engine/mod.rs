@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OwnerCodes, SystemClock, TlsFiles};
 use ckrv_core::id::UserId;
+use ckrv_core::repo_url::RepoUrlPolicy;
 use ckrv_core::wire::{AgentInfo, AgentSecret};
 use ckrv_orchestrator::adapter::{AdapterHost, Limits, builtin, builtin_names};
 use ckrv_orchestrator::clock;
@@ -81,6 +82,13 @@ impl Engine {
         let owner = owner(&stores, &config)
             .await
             .map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
+        if unsandboxed && stores.accounts.users().await.map_or(0, |users| users.len()) > 1 {
+            return Err(CliError::new(
+                Kind::Usage,
+                "exposed",
+                "--unsandboxed runs agents as you, so it is refused where there are several users",
+            ));
+        }
         for name in stores.jobs.set_aside().await.unwrap_or_default() {
             tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
         }
@@ -242,6 +250,7 @@ fn api_state(
     on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
 ) -> ApiState {
     let mut api = ApiConfig::embedded(url.clone(), key, owner);
+    api.repo_urls = RepoUrlPolicy { local_paths: true, private_addresses: config.policy.private_git_hosts };
     api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
     api.retention_seconds = config.retention();
     api.device_interval_seconds = config.login_interval_seconds;

@@ -13,6 +13,8 @@ use ckrv_core::id::{Fence, JobId};
 
 use super::{Liveness, Runners};
 use crate::gateway::Task;
+use crate::launch::{ContainerConfig, ContainerLauncher, Engine, Launcher as _};
+use crate::launch_choice::LauncherChoice;
 use crate::settings::Settings;
 
 const LOCK: &str = "lock";
@@ -89,6 +91,18 @@ impl Runners for LocalRunners {
     async fn running(&self) -> usize {
         self.reap_children();
         self.attempts().iter().filter(|folder| is_locked(folder)).count()
+    }
+
+    async fn clear(&self, job: JobId) {
+        // The shim of the process launcher ends with its job runner; a container is there until somebody removes it.
+        let LauncherChoice::Container { engine } = &self.settings.launcher else { return };
+        let swept = async {
+            let launcher = ContainerLauncher::new(Engine::connect(engine).await?, ContainerConfig::new(bytes::Bytes::new()));
+            launcher.sweep(crate::job::JOB_LABEL, &job.to_string()).await
+        };
+        if let Err(error) = swept.await {
+            tracing::warn!(%job, error = &error as &dyn std::error::Error, "what a job runner left in the container engine could not be removed");
+        }
     }
 
     async fn sweep(&self, live: &[(JobId, Fence)]) {

@@ -25,6 +25,9 @@ const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// The job runner ends a job at its deadline; only when it doesn't, the dispatcher does.
 const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
+/// Queued jobs that one turn looks at, at most.
+const LONGEST_PAGE: usize = 20_000;
+
 /// What is known of an attempt's job runner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
@@ -43,6 +46,8 @@ pub trait Runners: Send + Sync {
     async fn liveness(&self, job: JobId, fence: Fence) -> Liveness;
     /// How many run now.
     async fn running(&self) -> usize;
+    /// Ends what an attempt whose job runner is gone may have left running.
+    async fn clear(&self, job: JobId);
     /// Forgets what is left of attempts other than `live`.
     async fn sweep(&self, live: &[(JobId, Fence)]);
 }
@@ -125,27 +130,36 @@ impl Dispatcher {
         if room == 0 {
             return Ok(());
         }
-        // Owners at their limit must not hide the jobs of others behind theirs.
-        let due = self.stores.jobs.due((self.clock)(), room * 4 + 16).await?;
         let mut taken = 0;
-        for job in due {
-            if taken == room {
-                break;
+        let mut seen = 0;
+        let mut page = room * 4 + 16;
+        loop {
+            // Owners at their limit must not hide the jobs of others behind theirs, so a page without room for more is followed by a longer one.
+            let due = self.stores.jobs.due((self.clock)(), page).await?;
+            let is_last = due.len() < page || page >= LONGEST_PAGE;
+            for job in due.into_iter().skip(seen - taken) {
+                seen += 1;
+                let has_room = self.stores.jobs.running_of(job.owner).await? < self.settings.max_running;
+                if has_room && let Some(job) = self.claim(&job).await? {
+                    live.push((job.id, job.fence));
+                    taken += 1;
+                    if taken == room {
+                        return Ok(());
+                    }
+                }
             }
-            let has_room = self.stores.jobs.running_of(job.owner).await? < self.settings.max_running;
-            if let Some(job) = self.claim(&job, has_room).await? {
-                live.push((job.id, job.fence));
-                taken += 1;
+            if is_last {
+                return Ok(());
             }
+            page *= 8;
         }
-        Ok(())
     }
 
     /// Takes the lease and starts a job runner; `None`: somebody else has it, or it may not start now.
-    async fn claim(&self, job: &JobRecord, has_room: bool) -> Result<Option<JobRecord>, StoreError> {
+    async fn claim(&self, job: &JobRecord) -> Result<Option<JobRecord>, StoreError> {
         let now = (self.clock)();
         let claim = ClaimId(uuid::Uuid::now_v7());
-        let verb = Verb::Claim { claim, worker: self.settings.worker.clone(), until: now + LEASE, has_room };
+        let verb = Verb::Claim { claim, worker: self.settings.worker.clone(), until: now + LEASE, has_room: true };
         let claimed = match self.stores.jobs.apply(job.id, &verb, now).await {
             Ok(claimed) => claimed,
             Err(VerbError::Refused { refusal, .. }) => {
@@ -182,7 +196,10 @@ impl Dispatcher {
                 return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
             }
             Liveness::Alive => return Ok(false),
-            Liveness::Gone => Evidence::Gone,
+            Liveness::Gone => {
+                self.runners.clear(job.id).await;
+                Evidence::Gone
+            }
             Liveness::Unknown if now < self.started + NO_REAP_AFTER_START => return Ok(false),
             Liveness::Unknown => Evidence::Lapsed,
         };

@@ -24,6 +24,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::gateway::{Gateway, JobView, Task};
 use failure::Failure;
 use log::JobLog;
+pub use sandbox::JOB_LABEL;
 use sandbox::Sandboxes;
 use stop::{StopReason, Stopper};
 
