@@ -7,8 +7,8 @@ mod transcript;
 mod usage;
 
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Descriptor, EgressRule, Error, Job, ModelRoute, Phase, Resources, SecretSlot, Stop, StopSignal,
-    Watchdog, config_number, env, export_adapter, extra, image, number, prompt_with_feedback,
+    Adapter, ContainerSpec, Descriptor, EgressRule, Error, Job, KeyValue, ModelRoute, Phase, Resources, SecretSlot, Stop,
+    StopSignal, Watchdog, config_number, env, export_adapter, extra, image, number, prompt_with_feedback,
 };
 use transcript::ClaudeTranscript;
 
@@ -17,6 +17,10 @@ const REPOSITORY: &str = "localhost/ckrv/claude";
 const SLOT: &str = "anthropic-api-key";
 /// A cap against a loop without end; real tasks stay far below.
 const MAX_TURNS: u32 = 200;
+/// What Claude Code would read as its user's memory; the first that the repository has.
+const CONTEXT_FILES: &str = "CLAUDE.md";
+/// What a repository could take the agent over with; the flags of [`args`] keep Claude Code from it, and the host tells of it.
+const REFUSED_FILES: &str = ".claude/settings.json,.claude/settings.local.json,.mcp.json";
 const CONFIG_SCHEMA: &str = r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","additionalProperties":false,"properties":{
 "image":{"type":"string","description":"Image that has the claude command"},
 "model":{"type":"string","description":"Model where a job names none"},
@@ -74,7 +78,9 @@ impl Adapter for Claude {
             secrets: vec![SecretSlot { name: SLOT.into(), description: "API key for api.anthropic.com".into(), required: true }],
             max_resources: Resources { cpu_millis: 4000, memory_mib: 16384, disk_mib: 51200 },
             config_schema: CONFIG_SCHEMA.into(),
-            extra: vec![],
+            extra: [("context-files", CONTEXT_FILES), ("refused-files", REFUSED_FILES)]
+                .map(|(key, value)| KeyValue { key: key.into(), value: value.into() })
+                .into(),
         }
     }
 

@@ -6,8 +6,8 @@
 mod transcript;
 
 use ckrv_adapter_sdk::{
-    Adapter, ContainerSpec, Descriptor, EgressRule, Error, File, Job, ModelRoute, Phase, Place, Resources, SecretSlot, Stop,
-    StopSignal, Watchdog, config_number, env, export_adapter, image, number, prompt_with_feedback,
+    Adapter, ContainerSpec, Descriptor, EgressRule, Error, File, Job, KeyValue, ModelRoute, Phase, Place, Resources, SecretSlot,
+    Stop, StopSignal, Watchdog, config_number, env, export_adapter, image, number, prompt_with_feedback,
 };
 use serde_json::json;
 use transcript::GeminiTranscript;
@@ -16,6 +16,9 @@ const IMAGE: &str = "localhost/ckrv/gemini:0.61.0";
 const REPOSITORY: &str = "localhost/ckrv/gemini";
 const SLOT: &str = "gemini-api-key";
 const MAX_TURNS: u32 = 200;
+/// What a repository could take the agent over with; settings, flags and environment below keep Gemini CLI from it, and the host tells
+/// of it. GEMINI.md it reads by itself.
+const REFUSED_FILES: &str = ".gemini/settings.json,.gemini/.env,.env";
 const CONFIG_SCHEMA: &str = r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object","additionalProperties":false,"properties":{
 "image":{"type":"string","description":"Image that has the gemini command"},
 "model":{"type":"string","description":"Model where a job names none"},
@@ -82,7 +85,7 @@ impl Adapter for Gemini {
             }],
             max_resources: Resources { cpu_millis: 4000, memory_mib: 16384, disk_mib: 51200 },
             config_schema: CONFIG_SCHEMA.into(),
-            extra: vec![],
+            extra: vec![KeyValue { key: "refused-files".into(), value: REFUSED_FILES.into() }],
         }
     }
 
