@@ -30,6 +30,8 @@ struct Item {
 /// What an image consists of; two equal recipes give equal files.
 pub struct Recipe {
     pub image: &'static str,
+    /// Further names: those by which the adapters ask for their images.
+    pub names: Vec<String>,
     files: Vec<Item>,
     folders: Vec<Item>,
     links: Vec<(PathBuf, PathBuf)>,
@@ -57,12 +59,16 @@ pub fn agents(agents: &Agents) -> Result<Recipe> {
     recipe.link("bin/sh", "bash");
     recipe.folders.push(Item { from: agents.gemini.clone(), to: "usr/local/lib/gemini-cli".into() });
     recipe.link("usr/local/bin/gemini", "../lib/gemini-cli/bundle/gemini.js");
+    let version = |pin: &'static str| pin.rsplit('@').next().unwrap_or(pin);
+    recipe.names = [("claude", version(CLAUDE)), ("gemini", version(GEMINI)), ("script", "1")]
+        .map(|(agent, version)| format!("localhost/ckrv/{agent}:{version}"))
+        .into();
     recipe.finish(&format!("{CLAUDE} {GEMINI} node {}", agents.node_version))
 }
 
 impl Recipe {
     fn new(image: &'static str) -> Self {
-        Self { image, files: Vec::new(), folders: Vec::new(), links: Vec::new(), digest: String::new() }
+        Self { image, names: Vec::new(), files: Vec::new(), folders: Vec::new(), links: Vec::new(), digest: String::new() }
     }
 
     /// The static busybox, and every applet of it as a link.

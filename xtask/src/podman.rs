@@ -56,14 +56,23 @@ impl Podman {
         let mut inspect = self.command();
         inspect.args(["image", "inspect", "--format", "{{index .Labels \"ckrv.recipe\"}}", recipe.image]);
         if steps::text(&mut inspect).is_ok_and(|digest| digest == recipe.digest) {
-            return Ok(());
+            return self.tag(recipe);
         }
         say(&format!("    making the image {}", recipe.image));
         let tar = recipe.tar(cache)?;
         let mut import = self.command();
         import.args(["import", "--quiet", "--change", "ENV PATH=/usr/local/bin:/usr/bin:/bin", "--change"]);
         import.arg(format!("LABEL ckrv.recipe={}", recipe.digest)).arg(tar).arg(recipe.image).stdout(Stdio::null());
-        steps::run(&mut import)
+        steps::run(&mut import)?;
+        self.tag(recipe)
+    }
+
+    fn tag(&self, recipe: &Recipe) -> Result<()> {
+        if recipe.names.is_empty() {
+            return Ok(());
+        }
+        let mut tag = self.command();
+        steps::run(tag.arg("tag").arg(recipe.image).args(&recipe.names))
     }
 
     /// Runs a command in a container as narrow as a job's, and returns what it printed.
