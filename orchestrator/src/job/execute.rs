@@ -1,33 +1,27 @@
 //! Execute: one agent run after another in one checkout, until its adapter is content or gives up. Output becomes events, events become log
 //! entries; at the end the changes become one commit.
 
-use std::io::Write;
 use std::time::Duration;
 
-use ckrv_core::event::{AgentEvent, Usage};
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
-use ckrv_core::log::Level;
-use ckrv_core::plan::{self, Decision, ExitStatus, OutputLine, PastRun, Phase, RunOutcome};
+use ckrv_core::plan::{self, Decision, ExitStatus, PastRun, Phase, RunOutcome};
 use tokio::sync::mpsc;
 
 use super::Context;
+use super::collect::collect;
 use super::failure::Failure;
-use super::log::{JobLog, names};
+use super::output::{Reader, add_usage, write_event};
 use super::plan::{Agent, Planned, blocking, plan, seconds_left};
 use super::prepare::Prepared;
 use super::sandbox::{Place, Sandbox, out_of_memory};
 use super::verify::{describe, exit_status, run_commands};
-use crate::adapter::{Transcript, Verdict};
-use crate::git::{CommitInfo, ResultLimits, commit_result};
-use crate::launch::{self, CollectLimits, Egress, Hung, LineSplitter, PlacedFile, Route, RunSpec, StopSignal, Watchdog};
+use crate::adapter::Verdict;
+use crate::launch::{self, Egress, Hung, PlacedFile, Route, RunSpec, StopSignal, Watchdog};
 use crate::launch_choice::LauncherChoice;
 
 /// Agent runs of one execution: the first and its retries.
 const MAX_RUNS: u32 = 4;
 const MAX_DELAY_SECONDS: u32 = 300;
-/// Lines that an adapter gets at once.
-const BATCH_LINES: usize = 64;
-const BATCH_BYTES: usize = 256 * 1024;
 
 /// Runs the agent and commits what it changed; gives the commit.
 pub async fn execute(
@@ -270,175 +264,4 @@ fn placement(place: plan::Place) -> launch::Place {
         plan::Place::Home => launch::Place::Home,
         plan::Place::Context => launch::Place::Context,
     }
-}
-
-/// Reads one run's output.
-struct Reader {
-    log: JobLog,
-    file: std::fs::File,
-    usage: Usage,
-    max_cost: Option<u64>,
-    over: tokio::sync::watch::Sender<bool>,
-    session: Option<String>,
-}
-
-/// What was read.
-struct Read {
-    transcript: Transcript,
-    usage: Usage,
-    session: Option<String>,
-}
-
-impl Reader {
-    async fn read(
-        mut self,
-        mut transcript: Transcript,
-        mut frames: mpsc::Receiver<launch::OutputFrame>,
-    ) -> Result<Read, Failure> {
-        let mut splitter = LineSplitter::default();
-        let mut seq = 0;
-        while let Some(frame) = frames.recv().await {
-            let mut lines = numbered(splitter.push(&frame), &mut seq);
-            let mut bytes: usize = lines.iter().map(|line| line.text.len()).sum();
-            // What has come meanwhile goes with it; nothing is waited for.
-            while lines.len() < BATCH_LINES && bytes < BATCH_BYTES {
-                let Ok(frame) = frames.try_recv() else { break };
-                let more = numbered(splitter.push(&frame), &mut seq);
-                bytes += more.iter().map(|line| line.text.len()).sum::<usize>();
-                lines.extend(more);
-            }
-            transcript = self.batch(transcript, lines).await?;
-            self.log.room().await;
-        }
-        let last = numbered(splitter.finish(), &mut seq);
-        transcript = self.batch(transcript, last).await?;
-        Ok(Read { transcript, usage: self.usage, session: self.session })
-    }
-
-    async fn batch(&mut self, mut transcript: Transcript, lines: Vec<OutputLine>) -> Result<Transcript, Failure> {
-        if lines.is_empty() {
-            return Ok(transcript);
-        }
-        self.record(&lines);
-        let fed = lines.clone();
-        let (transcript, events) = blocking(move || {
-            let events = transcript.feed(&fed);
-            Ok((transcript, events))
-        })
-        .await?;
-        let mut transcript = transcript;
-        for note in transcript.take_notes() {
-            self.log.warn("adapter", note);
-        }
-        for line in lines.iter().filter(|line| line.source == plan::Source::Stderr) {
-            if !events.iter().any(|(seq, _)| *seq == line.seq) {
-                self.log.write(Level::Warn, "agent.stderr", &line.text, None);
-            }
-        }
-        for (_, event) in events {
-            add_usage(&mut self.usage, &event);
-            if let AgentEvent::RunResult { session_id: Some(session), .. } = &event {
-                self.session = Some(session.clone());
-            }
-            write_event(&self.log, event);
-        }
-        if let (Some(max), Some(cost)) = (self.max_cost, self.usage.cost_micro_usd)
-            && cost > max
-        {
-            self.over.send_replace(true);
-        }
-        Ok(transcript)
-    }
-
-    /// The raw lines, masked, for the transcript.
-    fn record(&mut self, lines: &[OutputLine]) {
-        let needles = self.log.needles();
-        for line in lines {
-            let line = OutputLine { text: needles.mask(&line.text), ..line.clone() };
-            if let Ok(mut json) = serde_json::to_vec(&line) {
-                json.push(b'\n');
-                // Left out of the artifact when the disk is full; the log tells the story too.
-                let _ = self.file.write_all(&json);
-            }
-        }
-    }
-}
-
-fn numbered(lines: Vec<launch::Line>, seq: &mut u32) -> Vec<OutputLine> {
-    lines
-        .into_iter()
-        .map(|line| {
-            *seq += 1;
-            let source = if line.source == launch::Source::Stdout { plan::Source::Stdout } else { plan::Source::Stderr };
-            OutputLine { seq: *seq, source, text: line.text, truncated: line.truncated }
-        })
-        .collect()
-}
-
-fn add_usage(usage: &mut Usage, event: &AgentEvent) {
-    if let AgentEvent::Usage(delta) = event {
-        usage.add(delta);
-    }
-}
-
-/// An event as a line that people can read.
-fn write_event(log: &JobLog, event: AgentEvent) {
-    let (level, message) = match &event {
-        AgentEvent::Message { text, .. } => (Level::Info, text.clone()),
-        AgentEvent::ToolCall { name, input, .. } => (Level::Info, format!("{name} {}", brief(&input.to_string()))),
-        AgentEvent::ToolResult { is_error, output, .. } => (if *is_error { Level::Warn } else { Level::Debug }, brief(output)),
-        AgentEvent::Usage(usage) => (
-            Level::Debug,
-            format!(
-                "usage: {} tokens in, {} out",
-                usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
-                usage.output_tokens
-            ),
-        ),
-        AgentEvent::RunResult { text, is_error, .. } => (if *is_error { Level::Error } else { Level::Info }, text.clone()),
-        AgentEvent::Other { kind, data } => (Level::Debug, format!("{kind} {}", brief(&data.to_string()))),
-    };
-    let text = if message.is_empty() { "(no text)" } else { message.as_str() };
-    // A result that says nothing is a matter for programs only.
-    let level = if message.is_empty() { Level::Debug } else { level };
-    log.write(level, "agent", text, Some(event));
-}
-
-fn brief(text: &str) -> String {
-    const MOST: usize = 400;
-    if text.len() <= MOST { text.to_owned() } else { format!("{} [...]", &text[..text.floor_char_boundary(MOST)]) }
-}
-
-/// Takes the changes out of the sandbox and commits them.
-async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, parent: &str) -> Result<String, Failure> {
-    let limits = ResultLimits::default();
-    let ignored = crate::git::Ignored::of(&prepared.git, parent).await?;
-    let path = context.dir.join("changes.tar");
-    let mut file = tokio::fs::File::create(&path).await.map_err(|error| Failure::infrastructure("the changes", &error))?;
-    let bounds = CollectLimits { max_entries: 2_000_000, max_bytes: limits.max_bytes };
-    let collected =
-        sandbox.session.collect(bounds, |change| !(change.added && ignored.matches(change.path.as_bytes())), &mut file).await;
-    let collection = match collected {
-        Ok(collection) => collection,
-        Err(error) => return Err(sandbox.failure(error).await),
-    };
-    for refused in &collection.refused {
-        context.log.warn("ckrv", format!("`{}` is refused: {}", names([refused.path.as_bytes()]), refused.reason));
-    }
-    if !collection.skipped.is_empty() {
-        context.log.info("ckrv", format!("{} new files that .gitignore names were left out", collection.skipped.len()));
-    }
-    let info = CommitInfo {
-        parent: parent.to_owned(),
-        branch: prepared.branch.clone(),
-        subject: format!("ckrv: {}", context.spec.id),
-        at: crate::clock::now(),
-    };
-    let deleted = collection.deleted.iter().map(|path| path.as_bytes().to_vec()).collect();
-    let committed = commit_result(&prepared.git, &info, path.clone(), deleted, context.log.needles(), limits).await?;
-    let _ = std::fs::remove_file(&path);
-    for refused in &committed.refused {
-        context.log.warn("ckrv", refused.to_string());
-    }
-    Ok(committed.sha)
 }

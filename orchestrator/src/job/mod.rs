@@ -1,10 +1,12 @@
 //! The job runner: one process for one attempt of one job. Prepare, plan, execute, verify, publish; whatever happens, it ends with one
 //! report to the gateway, or with none if somebody else took over.
 
+mod collect;
 mod execute;
 mod failure;
 mod local_command;
 mod log;
+mod output;
 mod plan;
 mod prepare;
 mod publish;

@@ -1,0 +1,155 @@
+//! Output: raw frames become lines, lines become events by the adapter, events become log entries and usage.
+
+use std::io::Write;
+
+use ckrv_core::event::{AgentEvent, Usage};
+use ckrv_core::log::Level;
+use ckrv_core::plan::{self, OutputLine};
+use tokio::sync::mpsc;
+
+use super::failure::Failure;
+use super::log::JobLog;
+use super::plan::blocking;
+use crate::adapter::Transcript;
+use crate::launch::{self, LineSplitter};
+
+/// Lines that an adapter gets at once.
+const BATCH_LINES: usize = 64;
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Reads one run's output.
+pub struct Reader {
+    pub log: JobLog,
+    pub file: std::fs::File,
+    pub usage: Usage,
+    pub max_cost: Option<u64>,
+    pub over: tokio::sync::watch::Sender<bool>,
+    pub session: Option<String>,
+}
+
+/// What was read.
+pub struct Read {
+    pub transcript: Transcript,
+    pub usage: Usage,
+    pub session: Option<String>,
+}
+
+impl Reader {
+    pub async fn read(
+        mut self,
+        mut transcript: Transcript,
+        mut frames: mpsc::Receiver<launch::OutputFrame>,
+    ) -> Result<Read, Failure> {
+        let mut splitter = LineSplitter::default();
+        let mut seq = 0;
+        while let Some(frame) = frames.recv().await {
+            let mut lines = numbered(splitter.push(&frame), &mut seq);
+            let mut bytes: usize = lines.iter().map(|line| line.text.len()).sum();
+            // What has come meanwhile goes with it; nothing is waited for.
+            while lines.len() < BATCH_LINES && bytes < BATCH_BYTES {
+                let Ok(frame) = frames.try_recv() else { break };
+                let more = numbered(splitter.push(&frame), &mut seq);
+                bytes += more.iter().map(|line| line.text.len()).sum::<usize>();
+                lines.extend(more);
+            }
+            transcript = self.batch(transcript, lines).await?;
+            self.log.room().await;
+        }
+        let last = numbered(splitter.finish(), &mut seq);
+        transcript = self.batch(transcript, last).await?;
+        Ok(Read { transcript, usage: self.usage, session: self.session })
+    }
+
+    async fn batch(&mut self, mut transcript: Transcript, lines: Vec<OutputLine>) -> Result<Transcript, Failure> {
+        if lines.is_empty() {
+            return Ok(transcript);
+        }
+        self.record(&lines);
+        let fed = lines.clone();
+        let (transcript, events) = blocking(move || {
+            let events = transcript.feed(&fed);
+            Ok((transcript, events))
+        })
+        .await?;
+        let mut transcript = transcript;
+        for note in transcript.take_notes() {
+            self.log.warn("adapter", note);
+        }
+        for line in lines.iter().filter(|line| line.source == plan::Source::Stderr) {
+            if !events.iter().any(|(seq, _)| *seq == line.seq) {
+                self.log.write(Level::Warn, "agent.stderr", &line.text, None);
+            }
+        }
+        for (_, event) in events {
+            add_usage(&mut self.usage, &event);
+            if let AgentEvent::RunResult { session_id: Some(session), .. } = &event {
+                self.session = Some(session.clone());
+            }
+            write_event(&self.log, event);
+        }
+        if let (Some(max), Some(cost)) = (self.max_cost, self.usage.cost_micro_usd)
+            && cost > max
+        {
+            self.over.send_replace(true);
+        }
+        Ok(transcript)
+    }
+
+    /// The raw lines, masked, for the transcript.
+    fn record(&mut self, lines: &[OutputLine]) {
+        let needles = self.log.needles();
+        for line in lines {
+            let line = OutputLine { text: needles.mask(&line.text), ..line.clone() };
+            if let Ok(mut json) = serde_json::to_vec(&line) {
+                json.push(b'\n');
+                // Left out of the artifact when the disk is full; the log tells the story too.
+                let _ = self.file.write_all(&json);
+            }
+        }
+    }
+}
+
+fn numbered(lines: Vec<launch::Line>, seq: &mut u32) -> Vec<OutputLine> {
+    lines
+        .into_iter()
+        .map(|line| {
+            *seq += 1;
+            let source = if line.source == launch::Source::Stdout { plan::Source::Stdout } else { plan::Source::Stderr };
+            OutputLine { seq: *seq, source, text: line.text, truncated: line.truncated }
+        })
+        .collect()
+}
+
+pub fn add_usage(usage: &mut Usage, event: &AgentEvent) {
+    if let AgentEvent::Usage(delta) = event {
+        usage.add(delta);
+    }
+}
+
+/// An event as a line that people can read.
+pub fn write_event(log: &JobLog, event: AgentEvent) {
+    let (level, message) = match &event {
+        AgentEvent::Message { text, .. } => (Level::Info, text.clone()),
+        AgentEvent::ToolCall { name, input, .. } => (Level::Info, format!("{name} {}", brief(&input.to_string()))),
+        AgentEvent::ToolResult { is_error, output, .. } => (if *is_error { Level::Warn } else { Level::Debug }, brief(output)),
+        AgentEvent::Usage(usage) => (
+            Level::Debug,
+            format!(
+                "usage: {} tokens in, {} out",
+                usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
+                usage.output_tokens
+            ),
+        ),
+        AgentEvent::RunResult { text, is_error, .. } => (if *is_error { Level::Error } else { Level::Info }, text.clone()),
+        AgentEvent::Other { kind, data } => (Level::Debug, format!("{kind} {}", brief(&data.to_string()))),
+    };
+    let text = if message.is_empty() { "(no text)" } else { message.as_str() };
+    // A result that says nothing is a matter for programs only.
+    let level = if message.is_empty() { Level::Debug } else { level };
+    log.write(level, "agent", text, Some(event));
+}
+
+fn brief(text: &str) -> String {
+    const MOST: usize = 400;
+    if text.len() <= MOST { text.to_owned() } else { format!("{} [...]", &text[..text.floor_char_boundary(MOST)]) }
+}
