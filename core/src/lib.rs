@@ -14,6 +14,7 @@ pub mod policy;
 pub mod repo_url;
 pub mod spec;
 pub mod tree;
+pub mod verb;
 pub mod wire;
 
 pub use jiff::Timestamp;

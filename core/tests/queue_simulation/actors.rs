@@ -56,7 +56,8 @@ impl Worker {
         let (id, claim) = match self.trying.take() {
             Some(trying) => trying,
             None => {
-                let wanted = |job: &&JobRecord| job.state == State::Queued && !job.id.0.as_u128().is_multiple_of(u128::from(UNWANTED));
+                let wanted =
+                    |job: &&JobRecord| job.state == State::Queued && !job.id.0.as_u128().is_multiple_of(u128::from(UNWANTED));
                 let due: Vec<_> =
                     world.jobs.values().filter(wanted).filter(|job| job.not_before <= at(world.now)).map(|job| job.id).collect();
                 if due.is_empty() {
