@@ -153,12 +153,15 @@ impl ShimSession {
         output: &mpsc::Sender<OutputFrame>,
     ) -> Result<RunEnd, SessionError> {
         self.say(&ToShim::Run(Box::new(run))).await?;
+        let mut early = None;
         let stream = loop {
             tokio::select! {
                 Some((run, stream)) = self.outputs.recv() => if run == id { break stream },
                 answer = self.answers.recv() => match answer {
                     Some(FromShim::Failed { message, .. }) => return Err(SessionError::Failed(message)),
                     Some(FromShim::Started { .. }) => {}
+                    // Output has a stream of its own, which the end of a short command can overtake.
+                    Some(exited @ FromShim::Exited { .. }) if early.is_none() => early = Some(exited),
                     Some(other) => return Err(unexpected(&other)),
                     None => return Err(self.lost(&"the stream ended")),
                 },
@@ -166,7 +169,11 @@ impl ShimSession {
         };
         let (frames, hung) = self.carry(id, stream, watchdog, output).await?;
         loop {
-            match self.answer(Step::Run).await? {
+            let answer = match early.take() {
+                Some(answer) => answer,
+                None => self.answer(Step::Run).await?,
+            };
+            match answer {
                 FromShim::Started { .. } => {}
                 FromShim::Exited { run, record } if run == id && record.output_frames == frames => {
                     return Ok(RunEnd { record, hung });
