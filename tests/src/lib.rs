@@ -5,14 +5,23 @@
 //! where a part of it is missing.
 
 pub mod activation;
+pub mod agents;
+pub mod api;
 pub mod bench;
 pub mod faults;
+pub mod forge;
 pub mod git;
 pub mod git_http;
 pub mod http;
+pub mod leaks;
 pub mod model;
+pub mod processes;
+pub mod records;
 pub mod repo;
+pub mod scene;
 pub mod server;
 pub mod sshd;
+pub mod tap;
 pub mod user;
 pub mod wait;
+pub mod witness;

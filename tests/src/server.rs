@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -42,6 +43,8 @@ pub struct Server {
     process: Option<Child>,
     url: String,
     owner_code: String,
+    /// Each code serves one login; the next one is printed.
+    used_code: Mutex<String>,
 }
 
 /// What a device login gives.
@@ -59,7 +62,7 @@ impl Server {
         // Nobody waits seconds for the next poll of a login.
         config.entry("login_interval_seconds").or_insert(toml::Value::Integer(1));
         std::fs::write(folder.path().join("config.toml"), config.to_string())?;
-        let mut server = Self { setup, folder, starts: 0, process: None, url: String::new(), owner_code: String::new() };
+        let mut server = Self { setup, folder, starts: 0, process: None, url: String::new(), owner_code: String::new(), used_code: Mutex::default() };
         server.spawn("127.0.0.1:0").await?;
         Ok(server)
     }
@@ -170,15 +173,25 @@ impl Server {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// The last one-time code that it printed, once that is another than the one that served the login before.
+    async fn next_code(&self) -> Result<String> {
+        let last = async || self.log().lines().filter_map(one_time_code).last();
+        let unused = async || last().await.filter(|code| *code != *self.used_code.lock().unwrap_or_else(PoisonError::into_inner));
+        let code = wait_until("ckrv serve prints a new one-time code", PATIENCE, unused).await?;
+        self.used_code.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&code);
+        Ok(code)
+    }
+
     /// Confirms a user's code on the activation page, as its owner would in a browser.
     pub async fn activate(&self, page: &str, user_code: &str) -> Result<()> {
+        let code = self.next_code().await?;
         let mut browser = Browser { client: client()?, cookies: Vec::new() };
         let mut url = reqwest::Url::parse(page)?;
         let mut html = browser.open(&mut url, None).await?;
         for _ in 0..3 {
             let Some(form) = Form::parse(&html) else { return Ok(()) };
             url = url.join(&form.action)?;
-            html = browser.open(&mut url, Some(urlencoded(&form.fill(user_code, &self.owner_code)))).await?;
+            html = browser.open(&mut url, Some(urlencoded(&form.fill(user_code, &code)))).await?;
         }
         bail!("the activation page is never content:\n{html}")
     }
