@@ -37,6 +37,8 @@ struct Inner {
     news: Notify,
     taken: Notify,
     watched: AtomicBool,
+    /// Somebody waits for everything to be stored.
+    flushing: AtomicBool,
 }
 
 struct Waiting {
@@ -81,6 +83,7 @@ impl JobLog {
             news: Notify::new(),
             taken: Notify::new(),
             watched: AtomicBool::new(false),
+            flushing: AtomicBool::new(false),
         })))
     }
 
@@ -174,12 +177,14 @@ impl JobLog {
                 format!("the log reached its limit of {} MiB; {dropped} further entries were left out", MAX_LOG >> 20),
             );
         }
+        self.0.flushing.store(true, Ordering::Relaxed);
         self.0.news.notify_one();
         loop {
             let taken = self.0.taken.notified();
             {
                 let state = self.state();
                 if state.closed || state.entries.is_empty() {
+                    self.0.flushing.store(false, Ordering::Relaxed);
                     return Cursor { fence: self.0.fence, seq: state.next - 1 };
                 }
             }
@@ -227,15 +232,12 @@ impl JobLog {
 
     /// Lets a few more entries come together; shorter while somebody watches or waits for the end.
     async fn gather(&self) {
-        let until = tokio::time::Instant::now() + if self.0.watched.load(Ordering::Relaxed) { WATCHED } else { UNWATCHED };
-        let short = tokio::time::Instant::now() + WATCHED;
-        tokio::time::sleep_until(short).await;
-        while tokio::time::Instant::now() < until && !self.0.watched.load(Ordering::Relaxed) {
+        let start = tokio::time::Instant::now();
+        while !self.0.flushing.load(Ordering::Relaxed) {
+            let pause = if self.0.watched.load(Ordering::Relaxed) { WATCHED } else { UNWATCHED };
             // Each notice may be a follower, a flush, or only more entries.
-            if tokio::time::timeout_at(until, self.0.news.notified()).await.is_err() || self.state().entries.len() >= MAX_BATCH {
-                return;
-            }
-            if self.state().closed {
+            let told = tokio::time::timeout_at(start + pause, self.0.news.notified()).await;
+            if told.is_err() || self.state().entries.len() >= MAX_BATCH {
                 return;
             }
         }

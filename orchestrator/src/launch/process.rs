@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::{Ended, Instance, LaunchError, LaunchSpec, Launched, Launcher, Tail, check_name};
@@ -105,14 +105,40 @@ fn paths_in(folder: &Path) -> ShimPaths {
 
 async fn await_end(mut child: Child, ended: watch::Sender<Option<Ended>>) {
     let said = Tail::default();
+    let session_over = child.id().map(|id| end_with(Pid::from_raw(id.cast_signed())));
     if let Some(mut stderr) = child.stderr.take() {
         let mut buffer = [0; 1024];
         while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
             said.push(&buffer[..n]);
         }
     }
+    if let Some(session_over) = session_over {
+        let _ = session_over.await;
+    }
     let code = child.wait().await.ok().and_then(|status| status.code());
     ended.send_replace(Some(Ended { code, oom_killed: false, said: said.text() }));
+}
+
+/// Kills what a shim leaves behind that could not do so itself: one that was killed. The answer comes once that is done.
+///
+/// On a thread of its own: it may wait for as long as the shim lives, and must not keep the job runner from ending.
+#[cfg(target_os = "linux")]
+fn end_with(shim: Pid) -> oneshot::Receiver<()> {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    let (done, over) = oneshot::channel();
+    std::thread::spawn(move || {
+        // Without reaping it: until then its number names its session and nothing else.
+        while waitid(Id::Pid(shim), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) == Err(nix::errno::Errno::EINTR) {}
+        kill_session(shim);
+        let _ = done.send(());
+    });
+    over
+}
+
+/// There is no way here to tell a shim's end before its number is free.
+#[cfg(not(target_os = "linux"))]
+fn end_with(_shim: Pid) -> oneshot::Receiver<()> {
+    oneshot::channel().1
 }
 
 struct ProcessInstance {
@@ -148,13 +174,22 @@ impl Instance for ProcessInstance {
     }
 }
 
-/// Everything whose session the shim began.
+/// Everything whose session the shim began. What took itself a session of its own is found only by a living shim.
 #[cfg(target_os = "linux")]
 fn kill_session(session: Pid) {
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
-        if let Some(pid) = pid.filter(|pid| nix::unistd::getsid(Some(*pid)) == Ok(session)) {
-            let _ = kill(pid, Signal::SIGKILL);
+    // Again, until none is new: a process may have forked between being listed and being killed.
+    let mut known = std::collections::HashSet::new();
+    loop {
+        let mut found_new = false;
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid::from_raw);
+            if let Some(pid) = pid.filter(|pid| *pid != session && nix::unistd::getsid(Some(*pid)) == Ok(session)) {
+                let _ = kill(pid, Signal::SIGKILL);
+                found_new |= known.insert(pid);
+            }
+        }
+        if !found_new {
+            return;
         }
     }
 }
