@@ -25,8 +25,11 @@ pub fn runner_now(folder: &Path) -> Option<Pid> {
 
 /// The shim that this job runner has started, as soon as there is one.
 pub async fn shim(runner: Pid) -> Result<Pid> {
-    let find = async || all().find(|pid| parent(*pid) == Some(runner) && contains(&command_line(*pid), b"\0shim\0"));
-    wait_until(&format!("a shim of process {runner}"), PATIENCE, find).await
+    wait_until(&format!("a shim of process {runner}"), PATIENCE, async || shim_now(runner)).await
+}
+
+pub fn shim_now(runner: Pid) -> Option<Pid> {
+    all().find(|pid| parent(*pid) == Some(runner) && contains(&command_line(*pid), b"\0shim\0"))
 }
 
 pub fn signal(pid: Pid, signal: Signal) -> Result<()> {

@@ -17,8 +17,8 @@ pub struct Args {
     minutes: u64,
 }
 
-/// The soak tests are `#[ignore]`d for `cargo test`; here they are all that runs.
-const TESTS: [&str; 7] = ["test", "--quiet", "--package", "ckrv-tests", "--", "soak", "--include-ignored"];
+/// The soak tests are `#[ignore]`d for `cargo test`; here they are all that runs. They print their figures.
+const TESTS: [&str; 8] = ["test", "--quiet", "--package", "ckrv-tests", "--", "soak", "--include-ignored", "--nocapture"];
 
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
