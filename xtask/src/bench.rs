@@ -1,6 +1,9 @@
 //! `cargo xtask bench`: measures the release build and writes docs/benchmarks.md. A figure stands beside something else that was
 //! run in the same minute; machines differ, ratios less so. Nothing here fails because it is slow.
 
+mod jobs;
+mod service;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +15,7 @@ use crate::machine::Home;
 use crate::measure::{self, Sample};
 use crate::steps::{self, Steps, say};
 use crate::workspace;
+use service::Service;
 
 /// A line of the table.
 #[derive(Clone, Debug)]
@@ -34,24 +38,43 @@ impl Row {
 }
 
 /// One measurement: a name for the person who waits, and what takes it.
-type Measurement = (&'static str, fn(&Path) -> Result<Row>);
+type Alone = (&'static str, fn(&Path) -> Result<Row>);
+type Served = (&'static str, fn(&mut Service) -> Result<Row>);
 
 /// All of them; a new one is a function and a line here.
-const MEASUREMENTS: [Measurement; 2] = [("start of the command", version), ("memory of an idle service", idle_memory)];
+const ALONE: [Alone; 2] = [("start of the command", version), ("memory of an idle service", idle_memory)];
+const SERVED: [Served; 8] = [
+    ("from a spec to a job's id", |service| jobs::dispatch(service)),
+    ("a trivial job", |service| jobs::trivial(service)),
+    ("from a change to its status", |service| jobs::status(service)),
+    ("from a line to the terminal", |service| jobs::log_line(service)),
+    ("from a job's end to its pulled diff", |service| jobs::pulled(service)),
+    ("a login", jobs::login),
+    ("making jobs", |service| jobs::create(service)),
+    ("memory of a service that has worked", |service| jobs::memory_after_jobs(service)),
+];
 
 pub fn run() -> Result<()> {
     let mut steps = Steps::new();
     let ckrv = steps.run("build ckrv for release", release)?;
+    let load = load();
     let mut rows = Vec::new();
-    for (title, measurement) in MEASUREMENTS {
-        let row = steps.run(title, || measurement(&ckrv))?;
-        say(&format!("    {}: {} ({}), goal {}", row.name, row.figure, row.beside, row.goal));
-        rows.push(row);
+    for (title, measurement) in ALONE {
+        rows.push(shown(steps.run(title, || measurement(&ckrv))?));
+    }
+    let mut service = steps.run("a service, a user, a repository", || Service::start(&ckrv))?;
+    for (title, measurement) in SERVED {
+        rows.push(shown(steps.run(title, || measurement(&mut service))?));
     }
     let path = workspace::root().join("docs/benchmarks.md");
-    std::fs::write(&path, page(&rows, &machine())).with_context(|| format!("can't write {}", path.display()))?;
+    std::fs::write(&path, page(&rows, &machine(&load))).with_context(|| format!("can't write {}", path.display()))?;
     steps.finish("docs/benchmarks.md is written");
     Ok(())
+}
+
+fn shown(row: Row) -> Row {
+    say(&format!("    {}: {} ({}), goal {}", row.name, row.figure, row.beside, row.goal));
+    row
 }
 
 fn release() -> Result<std::path::PathBuf> {
@@ -90,7 +113,7 @@ fn short(duration: Duration) -> String {
 
 fn page(rows: &[Row], machine: &str) -> String {
     let mut page = format!(
-        "# Benchmarks\n\nWritten by `cargo xtask bench`; measured on {machine}.\n\n\
+        "# Benchmarks\n\nWritten by `cargo xtask bench` from a release build; measured on {machine}.\nA figure is the median and the 99th percentile of n runs. A ratio compares medians.\n\n\
          | What | Figure | Beside it | Ratio | Goal |\n|---|---|---|---|---|\n"
     );
     for row in rows {
@@ -101,10 +124,15 @@ fn page(rows: &[Row], machine: &str) -> String {
     page
 }
 
-/// Cores and system: no name of the machine.
-fn machine() -> String {
+/// Cores, memory, system and what else the machine did: no name of it.
+fn machine(load: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    format!("{cores} cores, {} {}", std::env::consts::OS, std::env::consts::ARCH)
+    format!("{cores} cores, {} {}; load average before and after: {load}, {}", std::env::consts::OS, std::env::consts::ARCH, self::load())
+}
+
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().filter(|load| !load.is_empty()).unwrap_or("unknown").to_owned()
 }
 
 #[cfg(test)]

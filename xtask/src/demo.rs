@@ -43,7 +43,7 @@ pub fn run() -> Result<()> {
 }
 
 /// Starts the service; returns it and the code that its owner confirms a login with.
-fn serve(home: &mut Home, root: &Path) -> Result<(Background, String)> {
+pub fn serve(home: &mut Home, root: &Path) -> Result<(Background, String)> {
     say("    --unsandboxed: the demo's job is a command of ours, and so needs no container engine");
     let mut server = home.start("ckrv", &["serve", "--listen", "127.0.0.1:0", "--unsandboxed"], root)?;
     let (mut url, mut code) = (None, None);
@@ -60,17 +60,22 @@ fn serve(home: &mut Home, root: &Path) -> Result<(Background, String)> {
 /// `ckrv cloud login` waits while somebody confirms it on the activation page. Here we are that somebody.
 fn login(home: &Home, root: &Path, owner_code: &str) -> Result<()> {
     let mut login = home.start("ckrv", &["cloud", "login"], root)?;
-    let (mut page, mut user_code) = (None, None);
-    let (page, user_code) = login.wait_for("the activation page and a code", |line| {
-        page = page.take().or_else(|| link(line));
-        user_code = user_code.take().or_else(|| line.split([' ', '=', '&']).find(|word| is_user_code(word)).map(str::to_owned));
-        page.clone().zip(user_code.clone())
-    })?;
+    let (page, user_code) = page_and_code(&mut login)?;
     activate(&page, &user_code, owner_code)?;
     login.finish()
 }
 
-fn activate(page: &str, user_code: &str, owner_code: &str) -> Result<()> {
+/// What `ckrv cloud login` shows its user.
+pub fn page_and_code(login: &mut Background) -> Result<(String, String)> {
+    let (mut page, mut user_code) = (None, None);
+    login.wait_for("the activation page and a code", |line| {
+        page = page.take().or_else(|| link(line));
+        user_code = user_code.take().or_else(|| line.split([' ', '=', '&']).find(|word| is_user_code(word)).map(str::to_owned));
+        page.clone().zip(user_code.clone())
+    })
+}
+
+pub fn activate(page: &str, user_code: &str, owner_code: &str) -> Result<()> {
     let mut browser = Browser::new();
     let (mut url, mut html) = (page.to_owned(), browser.open(page, None)?);
     say(&format!("    (the demo opens {page} as a browser would,"));
@@ -129,7 +134,7 @@ fn link(line: &str) -> Option<String> {
 }
 
 /// The last word of the line that speaks of it.
-fn one_time_code(line: &str) -> Option<String> {
+pub fn one_time_code(line: &str) -> Option<String> {
     let says = line.to_ascii_lowercase().contains("one-time code");
     says.then(|| line.split_whitespace().next_back().map(|word| word.trim_end_matches('.').to_owned())).flatten()
 }
