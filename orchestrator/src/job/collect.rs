@@ -1,5 +1,7 @@
 //! Collect: what the agent changed comes out of its sandbox and becomes one commit.
 
+use std::path::Path;
+
 use super::Context;
 use super::failure::Failure;
 use super::log::names;
@@ -10,10 +12,23 @@ use crate::launch::CollectLimits;
 
 /// Takes the changes out of the sandbox and commits them.
 pub async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, parent: &str) -> Result<String, Failure> {
+    let path = context.dir.join("changes.tar");
+    let head = commit(context, prepared, sandbox, parent, &path).await;
+    // Whatever came of it: what is refused for the secret in it must not stay here either.
+    let _ = std::fs::remove_file(&path);
+    head
+}
+
+async fn commit(
+    context: &Context,
+    prepared: &Prepared,
+    sandbox: &mut Sandbox,
+    parent: &str,
+    path: &Path,
+) -> Result<String, Failure> {
     let limits = ResultLimits::default();
     let ignored = crate::git::Ignored::of(&prepared.git, parent).await?;
-    let path = context.dir.join("changes.tar");
-    let mut file = tokio::fs::File::create(&path).await.map_err(|error| Failure::infrastructure("the changes", &error))?;
+    let mut file = tokio::fs::File::create(path).await.map_err(|error| Failure::infrastructure("the changes", &error))?;
     let bounds = CollectLimits { max_entries: 2_000_000, max_bytes: limits.max_bytes };
     let collected =
         sandbox.session.collect(bounds, |change| !(change.added && ignored.matches(change.path.as_bytes())), &mut file).await;
@@ -34,8 +49,7 @@ pub async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandb
         at: crate::clock::now(),
     };
     let deleted = collection.deleted.iter().map(|path| path.as_bytes().to_vec()).collect();
-    let committed = commit_result(&prepared.git, &info, path.clone(), deleted, context.log.needles(), limits).await?;
-    let _ = std::fs::remove_file(&path);
+    let committed = commit_result(&prepared.git, &info, path.to_owned(), deleted, context.log.needles(), limits).await?;
     for refused in &committed.refused {
         context.log.warn("ckrv", refused.to_string());
     }
