@@ -218,7 +218,9 @@ impl Dispatcher {
 
     async fn end_queued(&self, job: &JobRecord) -> Result<(), StoreError> {
         let now = (self.clock)();
-        let reason = if job.deadline.is_some_and(|deadline| now >= deadline) {
+        let reason = if job.cancel_at.is_some() {
+            EndReason::Cancelled
+        } else if job.deadline.is_some_and(|deadline| now >= deadline) {
             EndReason::Deadline
         } else if job.attempt >= MAX_ATTEMPTS {
             EndReason::AttemptsExhausted
