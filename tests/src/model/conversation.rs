@@ -39,6 +39,16 @@ fn collect<'a>(value: &'a Value, texts: &mut Vec<&'a str>) {
     }
 }
 
+/// Whether a tool has answered in this conversation, in either dialect.
+pub fn has_result(request: &Value) -> bool {
+    let parts = |list: &str, part: &str| {
+        let turns = request[list].as_array().into_iter().flatten();
+        turns.filter_map(|turn| turn[part].as_array().cloned()).flatten().collect::<Vec<_>>()
+    };
+    parts("messages", "content").iter().any(|block| block["type"] == "tool_result")
+        || parts("contents", "parts").iter().any(|part| part.get("functionResponse").is_some())
+}
+
 /// Name and arguments of a call in the words of the agent that offers these tools; `None` if it offers none for it.
 pub fn tool(call: &Call, offered: &[&str], workspace: Option<&str>) -> Option<(String, Value)> {
     let first = |names: [&str; 2]| names.into_iter().find(|name| offered.contains(name)).map(str::to_owned);

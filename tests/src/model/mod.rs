@@ -38,6 +38,7 @@ struct Desk {
     scripts: BTreeMap<String, Script>,
     requests: Mutex<Vec<Request>>,
     failures: Mutex<BTreeMap<String, u32>>,
+    released: tokio::sync::watch::Sender<bool>,
 }
 
 /// A request as it arrived.
@@ -58,7 +59,7 @@ impl Model {
     pub async fn start<'a>(own: impl IntoIterator<Item = (&'a str, Script)>, authority: Option<&Authority>) -> Result<Self> {
         let mut scripts = Script::built_in();
         scripts.extend(own.into_iter().map(|(name, script)| (name.to_owned(), script)));
-        let desk = Arc::new(Desk { scripts, requests: Mutex::default(), failures: Mutex::default() });
+        let desk = Arc::new(Desk { scripts, requests: Mutex::default(), failures: Mutex::default(), released: tokio::sync::watch::Sender::new(false) });
         let limit = axum::extract::DefaultBodyLimit::max(32 << 20);
         let router = Router::new().fallback(answer).layer(limit).with_state(Arc::clone(&desk));
         Ok(Self { http: Http::start(router, authority).await?, desk })
@@ -71,6 +72,11 @@ impl Model {
 
     pub fn address(&self) -> std::net::SocketAddr {
         self.http.address
+    }
+
+    /// Lets every [`Script::Held`] go on, now and later.
+    pub fn release(&self) {
+        self.desk.released.send_replace(true);
     }
 
     /// Everything that has arrived so far.
@@ -101,6 +107,10 @@ async fn answer(State(desk): State<Arc<Desk>>, method: Method, uri: Uri, headers
         Err(error) => return reply::json(StatusCode::BAD_REQUEST, &json!({"error": {"message": error.to_string()}})),
     };
     let script = desk.next(&scenario, script);
+    if matches!(script, Script::Held(_)) && conversation::has_result(&body) {
+        // It lives as long as the desk, so this ends.
+        let _ = desk.released.subscribe().wait_for(|released| *released).await;
+    }
     if path.ends_with("/v1/messages/count_tokens") {
         reply::json(StatusCode::OK, &json!({"input_tokens": reply::TOKENS_IN}))
     } else if path.ends_with("/v1/messages") {

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub enum Script {
     /// One step a turn, then [`super::DONE`].
     Steps(Vec<Step>),
+    /// The same, but everything after the first step waits for [`super::Model::release`]: for a look at an agent at work.
+    Held(Vec<Step>),
     /// The same step in every turn, for ever.
     Loop(Step),
     /// A text of so many lines, one at a time.
@@ -82,7 +84,7 @@ impl Script {
     /// What to do in turn `turn`, counted from 0; `None` is the end.
     pub fn step(&self, turn: usize) -> Option<&Step> {
         match self {
-            Self::Steps(steps) => steps.get(turn),
+            Self::Steps(steps) | Self::Held(steps) => steps.get(turn),
             Self::Loop(step) => Some(step),
             _ => None,
         }
