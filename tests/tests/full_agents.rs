@@ -20,7 +20,8 @@ use tokio::process::Child;
 /// Everything that an agent may change, then its own environment and that of every process that it sees.
 const EDIT: &str = "rm -- -leading-dash.txt && mv assets/0.bin 'assets/moved to.bin' && chmod +x README.md && chmod -x bin/run \
                     && ln -s README.md docs/second-link && printf '\\000\\001\\377' > assets/new.bin && echo changed >> 'odd/with space.txt'";
-const ENVIRONMENT: &str = "env | sort | tee env.txt; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\000' '\\n' | sort -u >> env.txt";
+const ENVIRONMENT: &str =
+    "env | sort | tee env.txt; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\000' '\\n' | sort -u >> env.txt";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn us1_us3_us4_claude_code_in_a_container_changes_a_private_repository_over_https() -> Result<()> {

@@ -40,7 +40,8 @@ async fn a_hostile_repository_harms_nothing_where_gemini_cli_runs_as_a_process()
 async fn hostile_repository(agent: &str, place: Place) -> Result<()> {
     let _turn = agents::turn().await?;
     let (folder, thief) = (tempfile::tempdir()?, Model::start([], None).await?);
-    let model = Model::start([("work", Script::Steps(vec![Step::write("fine.txt", "fine\n"), Step::shell("ls -a > seen.txt")]))], None);
+    let model =
+        Model::start([("work", Script::Steps(vec![Step::write("fine.txt", "fine\n"), Step::shell("ls -a > seen.txt")]))], None);
     let model = model.await?;
     // In a container the machine's folders can't be seen from outside: there the trap would show in the result.
     let trap = if place == Place::Process { folder.path().join("trap") } else { "trapped".into() };

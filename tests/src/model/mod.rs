@@ -59,7 +59,12 @@ impl Model {
     pub async fn start<'a>(own: impl IntoIterator<Item = (&'a str, Script)>, authority: Option<&Authority>) -> Result<Self> {
         let mut scripts = Script::built_in();
         scripts.extend(own.into_iter().map(|(name, script)| (name.to_owned(), script)));
-        let desk = Arc::new(Desk { scripts, requests: Mutex::default(), failures: Mutex::default(), released: tokio::sync::watch::Sender::new(false) });
+        let desk = Arc::new(Desk {
+            scripts,
+            requests: Mutex::default(),
+            failures: Mutex::default(),
+            released: tokio::sync::watch::Sender::new(false),
+        });
         let limit = axum::extract::DefaultBodyLimit::max(32 << 20);
         let router = Router::new().fallback(answer).layer(limit).with_state(Arc::clone(&desk));
         Ok(Self { http: Http::start(router, authority).await?, desk })
