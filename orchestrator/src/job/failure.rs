@@ -1,10 +1,11 @@
 //! Everything that can end a job before its result is published, and what its owner is told.
 
-use ckrv_core::job::{Outcome, OutcomeClass};
+use ckrv_core::job::{JobRecord, Outcome, OutcomeClass};
+use ckrv_core::machine::{self, Refusal};
 use ckrv_core::policy::Denied;
 
 use crate::adapter::AdapterError;
-use crate::gateway::GatewayError;
+use crate::gateway::{Denial, GatewayError};
 use crate::git::{CloneError, GitError, ResultError};
 
 #[derive(Debug, thiserror::Error)]
@@ -36,13 +37,24 @@ impl Failure {
     }
 }
 
+/// How a job ends whose holder wanted to give it back for another attempt, and was refused.
+pub fn not_again(refused: &GatewayError, note: String, job: &JobRecord) -> Outcome {
+    match refused {
+        GatewayError::Denied(Denial::Refused(Refusal::CancelRequested)) => machine::cancelled(),
+        GatewayError::Denied(Denial::Refused(Refusal::DeadlinePassed)) => machine::timed_out(job),
+        _ => Outcome::new(OutcomeClass::Infrastructure, note).hint("this did not count against your quota; try `ckrv retry`"),
+    }
+}
+
 impl From<GatewayError> for Failure {
     fn from(error: GatewayError) -> Self {
         if error.is_lost() {
             return Self::Lost;
         }
         match error {
-            GatewayError::Denied(crate::gateway::Denial::Missing(what)) => Self::Ends(
+            // The runner's next step was refused before the news of the cancel had reached it.
+            GatewayError::Denied(Denial::Refused(Refusal::CancelRequested)) => Self::Ends(machine::cancelled()),
+            GatewayError::Denied(Denial::Missing(what)) => Self::Ends(
                 Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more"))
                     .hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`"),
             ),

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckrv_core::job::{Artifact, Facts, Outcome, OutcomeClass, State};
+use ckrv_core::job::{Artifact, Facts, JobRecord, Outcome, OutcomeClass, State};
 use ckrv_core::machine::{self, Finish};
 use ckrv_core::spec::Spec;
 use secrecy::{ExposeSecret, SecretString};
@@ -137,7 +137,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         Ok(spec) => spec,
         Err(error) => {
             let outcome = Outcome::new(OutcomeClass::Policy, format!("the spec can't be used: {error}"));
-            return report(&gateway, &log, Ended { outcome, facts, artifacts: Vec::new() }, stopper).await;
+            return report(&gateway, &log, Ended { outcome, facts, artifacts: Vec::new() }, &view.job).await;
         }
     };
     let job = view.job.clone();
@@ -165,7 +165,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
             let verified = facts.verification;
             let stat = facts.diff_stat.unwrap_or_default();
             let ended = Ended { outcome: publish::summary(&stat, verified), facts, artifacts };
-            return report(&gateway, &log, ended, stopper).await;
+            return report(&gateway, &log, ended, &job).await;
         }
         Ok(Err(Failure::Lost)) | Err(StopReason::Lost) => {
             tracing::info!("somebody else took over");
@@ -177,9 +177,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
             match gateway.release(1, &note).await {
                 Ok(()) => return,
                 Err(error) if error.is_lost() => return,
-                // No attempts left, cancelled or past the deadline: then this is the end.
-                Err(_) => Outcome::new(OutcomeClass::Infrastructure, note)
-                    .hint("this did not count against your quota; try `ckrv retry`"),
+                Err(error) => failure::not_again(&error, note, &job),
             }
         }
         Ok(Err(Failure::Ends(outcome))) => outcome,
@@ -187,7 +185,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         Err(StopReason::Deadline) => machine::timed_out(&job),
     };
     let artifacts = publish::story(&context, &facts).await;
-    report(&gateway, &log, Ended { outcome, facts, artifacts }, stopper).await;
+    report(&gateway, &log, Ended { outcome, facts, artifacts }, &job).await;
 }
 
 fn announce(log: &JobLog, view: &JobView) {
@@ -224,7 +222,7 @@ async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, F
     publish::publish(context, &prepared, facts).await
 }
 
-async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, stopper: &Stopper) {
+async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, job: &JobRecord) {
     let succeeded = ended.outcome.class == OutcomeClass::Success;
     let line = format!("{}: {}", ended.outcome.class.state(), ended.outcome.message);
     if succeeded {
@@ -241,13 +239,7 @@ async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, stopper: &Stopper
         return;
     }
     // A cancel or the deadline came between the last phase and this report.
-    let reason = tokio::time::timeout(Duration::from_secs(2), stopper.stopped()).await;
-    finish.outcome = match reason {
-        Ok(StopReason::Cancelled) => machine::cancelled(),
-        Ok(StopReason::Lost) => return,
-        _ => Outcome::new(OutcomeClass::Timeout, "the job was terminated at its time limit; partial results are not kept")
-            .hint("give it longer with `--timeout`"),
-    };
+    finish.outcome = failure::not_again(&error, format!("the end was refused: {error}"), job);
     if let Err(error) = gateway.finish(&finish).await {
         tracing::warn!(%error, "the end was refused");
     }
