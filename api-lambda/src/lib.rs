@@ -22,6 +22,7 @@ mod usage;
 mod users;
 
 pub use auth::owner_code::OwnerCodes;
+pub use auth::tokens::ACCESS_PREFIX;
 pub use config::{ApiConfig, Overage, TierRule, Tiers};
 pub use error::ApiError;
 pub use housekeeping::{housekeeping, purge_once};

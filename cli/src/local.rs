@@ -65,7 +65,7 @@ fn keys_of_agents(env: &Env) -> BTreeMap<String, SecretString> {
 async fn mint(engine: &Engine) -> Result<SecretString, CliError> {
     let mut bytes = zeroize::Zeroizing::new([0_u8; 32]);
     rand::rng().fill_bytes(bytes.as_mut_slice());
-    let token = SecretString::from(keys::hex(bytes.as_slice()));
+    let token = SecretString::from(format!("{}{}", ckrv_api::ACCESS_PREFIX, keys::hex(bytes.as_slice())));
     let stored = AccessToken {
         sha256: keys::hex(&Sha256::digest(token.expose_secret().as_bytes())),
         user: engine.owner,

@@ -45,10 +45,11 @@ pub fn status(job: &Job, now: Timestamp) -> Vec<String> {
     if !job.state.is_final() {
         row("Estimate", estimate(job, now));
     } else {
-        row("Verification", verification(job.verification).to_owned());
+        row("Verification", verification(job.verification, job.state).to_owned());
     }
     if let Some(stat) = job.diff_stat {
-        row("Changes", format!("{} files, +{} -{}", stat.files, stat.insertions, stat.deletions));
+        let files = if stat.files == 1 { "file" } else { "files" };
+        row("Changes", format!("{} {files}, +{} -{}", stat.files, stat.insertions, stat.deletions));
     }
     if job.usage.turns > 0 || job.usage.input_tokens > 0 {
         row("Usage", usage(job));
@@ -68,7 +69,11 @@ pub fn status(job: &Job, now: Timestamp) -> Vec<String> {
 fn state_line(job: &Job) -> String {
     let mut line = state(job.state);
     if let Some(position) = job.queue_position {
-        line.push_str(&format!(", {position} in the queue"));
+        match position {
+            0 => line.push_str(", next in the queue"),
+            1 => line.push_str(", 1 job before it"),
+            _ => line.push_str(&format!(", {position} jobs before it")),
+        }
     }
     if job.attempt > 1 {
         line.push_str(&format!(", attempt {}", job.attempt));
@@ -88,11 +93,12 @@ fn estimate(job: &Job, now: Timestamp) -> String {
 }
 
 #[must_use]
-pub fn verification(verification: Verification) -> &'static str {
+pub fn verification(verification: Verification, state: State) -> &'static str {
     match verification {
         Verification::Passed => "passed",
         Verification::Failed => "failed",
-        Verification::None => "none (the spec has no checks, or the job did not come that far)",
+        Verification::None if state == State::Succeeded => "none (the spec has no checks)",
+        Verification::None => "none (the job did not come that far)",
     }
 }
 

@@ -9,7 +9,8 @@ use crate::auth::keys;
 use crate::error::ApiError;
 use crate::state::ApiState;
 
-const ACCESS_PREFIX: &str = "ckrv_at_";
+/// What every access token begins with, so that one in a log or a commit is recognised.
+pub const ACCESS_PREFIX: &str = "ckrv_at_";
 const REFRESH_PREFIX: &str = "ckrv_rt_";
 const MAX_TOKEN_BYTES: usize = 512;
 

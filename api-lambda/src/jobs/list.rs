@@ -45,7 +45,8 @@ pub(crate) async fn list_jobs(
     let page = state.stores.jobs.jobs_of(user.id, &JobFilter { states }, limit, params.cursor.as_deref()).await?;
     let mut viewer = Viewer::new(&state);
     let mut jobs = Vec::with_capacity(page.items.len());
-    for job in page.items {
+    // An expired job can only be named; its own address says that it is gone.
+    for job in page.items.into_iter().filter(|job| !job.is_expired(state.now())) {
         jobs.push(viewer.view(job).await?);
     }
     Ok(axum::Json(JobList { jobs, next_cursor: page.next }))

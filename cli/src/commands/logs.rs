@@ -1,7 +1,11 @@
 //! `ckrv logs`
 
+use std::cell::RefCell;
+
+use ckrv_core::event::AgentEvent;
 use ckrv_core::id::JobId;
 use ckrv_core::log::{Cursor, LogEntry};
+use ckrv_core::wire::Job;
 use clap::Args;
 use jiff::tz::TimeZone;
 
@@ -60,30 +64,51 @@ async fn all(client: &Client, id: JobId, mut after: Option<Cursor>, app: &App) -
 /// # Errors
 /// As [`run`]; interrupted.
 pub async fn follow(client: &Client, id: JobId, after: Option<Cursor>, app: &App) -> Outcome {
+    wait::ended(&follow_to_end(client, id, after, app).await?, app)
+}
+
+/// Follows a job to its end.
+///
+/// # Errors
+/// As [`run`]; interrupted.
+pub async fn follow_to_end(client: &Client, id: JobId, after: Option<Cursor>, app: &App) -> Result<Job, CliError> {
     let printer = Printer::new(app);
     let mut follow = Follow::new(client, id, after);
     let job = async {
         follow.run(|entry| printer.print(&entry)).await?;
         client.job(id).await
     };
-    let job = tokio::select! {
-        job = job => job?,
-        _ = tokio::signal::ctrl_c() => return Err(wait::interrupted(id)),
-    };
-    wait::ended(&job, app)
+    tokio::select! {
+        job = job => job,
+        _ = tokio::signal::ctrl_c() => Err(wait::interrupted(id)),
+    }
 }
 
 struct Printer<'a> {
     app: &'a App,
     zone: TimeZone,
+    /// The agent's last message.
+    said: RefCell<String>,
 }
 
 impl<'a> Printer<'a> {
     fn new(app: &'a App) -> Self {
-        Self { app, zone: if app.ui.is_json() { TimeZone::UTC } else { TimeZone::system() } }
+        let zone = if app.ui.is_json() { TimeZone::UTC } else { TimeZone::system() };
+        Self { app, zone, said: RefCell::default() }
     }
 
     fn print(&self, entry: &LogEntry) -> Result<(), CliError> {
-        if self.app.ui.is_json() { self.app.ui.value(entry) } else { self.app.ui.line(&render::entry(entry, &self.zone)) }
+        if self.app.ui.is_json() {
+            return self.app.ui.value(entry);
+        }
+        match &entry.event {
+            Some(AgentEvent::Message { text, .. }) => self.said.borrow_mut().clone_from(text),
+            // Most agents end with what they said last; people need not read it twice.
+            Some(AgentEvent::RunResult { text, is_error: false, .. }) if text.is_empty() || *text == *self.said.borrow() => {
+                return Ok(());
+            }
+            _ => {}
+        }
+        self.app.ui.line(&render::entry(entry, &self.zone))
     }
 }

@@ -128,7 +128,7 @@ pub async fn apply(job: Job, diff: Diff, target: Target, dry_run: bool, app: &Ap
         return Ok(Exit::OK);
     }
     print(&report, app)?;
-    app.ui.note(&format!("verification: {}", render::verification(verification)));
+    app.ui.note(&format!("verification: {}", render::verification(verification, State::Succeeded)));
     Ok(Exit::OK)
 }
 

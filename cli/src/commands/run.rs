@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use ckrv_core::id::JobId;
+use ckrv_core::job::State;
 use ckrv_core::wire::{CreateJob, Job};
 use clap::Args;
 
-use super::{logs, pull};
+use super::{logs, pull, wait};
 use crate::App;
 use crate::client::{Client, pairs};
 use crate::config::{self, RepoConfig};
-use crate::error::{CliError, Exit, Outcome};
+use crate::error::{CliError, Exit, Kind, Outcome};
 use crate::local::{self, LocalOptions};
 use crate::origin::{self, Origin};
 use crate::pull::Target;
@@ -169,7 +172,7 @@ async fn run_here(args: &RunArgs, request: CreateJob, app: &App) -> Outcome {
     .await?;
     drop(spinner);
     let outcome = run_at(&server, args, &request, app).await;
-    server.engine.stop().await;
+    server.engine.end().await;
     outcome
 }
 
@@ -182,19 +185,31 @@ fn local_config(app: &App) -> Option<PathBuf> {
 async fn run_at(server: &local::LocalServer, args: &RunArgs, request: &CreateJob, app: &App) -> Outcome {
     let client = Client::with_token(&app.settings, &server.url, server.token.clone())?;
     let job = submit(args, request, &client).await?;
-    let outcome = logs::follow(&client, job.id, None, app).await;
-    if let Err(error) = &outcome
-        && error.kind == crate::error::Kind::Interrupted
-    {
-        // This job lives here: without us nothing goes on.
-        let _ = client.cancel(job.id).await;
-        return Err(CliError::new(error.kind, "interrupted", "interrupted; the job was ended"));
+    let job = match logs::follow_to_end(&client, job.id, None, app).await {
+        Err(error) if error.kind == Kind::Interrupted => {
+            // This job lives here: without us nothing goes on.
+            let _ = client.cancel(job.id).await;
+            until_ended(&client, job.id).await;
+            return Err(CliError::new(error.kind, "interrupted", "interrupted; the job was ended"));
+        }
+        job => job?,
+    };
+    if job.state != State::Succeeded {
+        // The job goes with its engine: there is nothing to look at or to retry by its id.
+        let failure = wait::failure(&job);
+        let hint = failure.hint.filter(|hint| !hint.contains("`ckrv logs") && !hint.contains("`ckrv retry"));
+        return Err(CliError { hint, ..failure });
     }
-    let exit = outcome?;
-    if exit != Exit::OK {
-        return Ok(exit);
-    }
-    let job = client.job(job.id).await?;
     let diff = pull::finished_diff(&job, &client).await?;
     pull::apply(job, diff, Target::WorkingTree, false, app).await
+}
+
+/// The engine must not go before its agent has.
+async fn until_ended(client: &Client, id: JobId) {
+    let ended = async {
+        while client.job(id).await.is_ok_and(|job| !job.state.is_final()) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(20), ended).await;
 }

@@ -58,6 +58,7 @@ pub struct Engine {
     pub owner: UserId,
     shutdown: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    socket: PathBuf,
     /// Held for as long as the data folder is ours.
     _lock: File,
 }
@@ -101,7 +102,7 @@ impl Engine {
         let url = public_url(&config, address, tls.is_some())?;
         let name = launcher.name();
         let settings = Arc::new(settings(&data, &config, launcher, operator_secrets)?);
-        let shutdown = CancellationToken::new();
+        let (shutdown, socket) = (CancellationToken::new(), settings.socket.clone());
         let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(&key, "gateway"), clock::now);
         let runners =
             LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
@@ -115,7 +116,7 @@ impl Engine {
             tokio::spawn(housekeeping_task(api.clone(), shutdown.clone())),
             tokio::spawn(api_task(listener, api, tls, shutdown.clone())),
         ];
-        Ok(Self { url, launcher: name, stores, owner, shutdown, tasks, _lock: lock })
+        Ok(Self { url, launcher: name, stores, owner, shutdown, tasks, socket, _lock: lock })
     }
 
     /// Stops serving. Job runners go on; the next server on the same data finds them.
@@ -123,6 +124,15 @@ impl Engine {
         self.shutdown.cancel();
         for task in self.tasks {
             let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task).await;
+        }
+    }
+
+    /// Stops an engine whose jobs have ended, for good: nothing of it is left outside its data folder.
+    pub async fn end(self) {
+        let socket = self.socket.clone();
+        self.stop().await;
+        if let Some(folder) = socket.parent() {
+            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }
