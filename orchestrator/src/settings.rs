@@ -34,4 +34,6 @@ pub struct Settings {
     /// Jobs that one owner may run at once.
     pub max_running: u32,
     pub operator_secrets: BTreeMap<String, SecretString>,
+    /// The operator's own adapters, by the agent's name; they come before the built-in ones.
+    pub adapters: BTreeMap<String, PathBuf>,
 }

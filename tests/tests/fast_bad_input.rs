@@ -49,7 +49,7 @@ async fn bad_input_specs_are_refused_before_anything_is_sent() -> Result<()> {
         (large.as_bytes(), "spec_too_large", "is too large: at most "),
         (b"caf\xe9 au lait", "spec_not_utf8", "is not UTF-8 (byte 4)"),
         (b"---\nagent: [script\n---\ntrue\n", "spec_invalid", "the spec's YAML is broken at line "),
-        (b"---\nagent: script\n", "spec_invalid", "no second `---` ends it"),
+        (b"---\nagent: script\nJust do it.\n", "spec_invalid", "no second `---` ends it"),
         (b"---\nagnet: script\n---\ntrue\n", "spec_invalid", "line 2: `agnet` is not a key of a spec; the keys are `id`"),
         (b"---\nagent: script\ntimeout: soon\n---\ntrue\n", "spec_invalid", "line 3: `timeout` must be a length of time"),
         (b"---\nagent: script\n---\n", "spec_invalid", "says nothing that the agent should do"),

@@ -14,7 +14,7 @@ use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OwnerCodes, SystemClock, TlsFi
 use ckrv_core::id::UserId;
 use ckrv_core::repo_url::RepoUrlPolicy;
 use ckrv_core::wire::{AgentInfo, AgentSecret};
-use ckrv_orchestrator::adapter::{AdapterHost, Limits, builtin, builtin_names};
+use ckrv_orchestrator::adapter::{AdapterError, AdapterHost, Limits, builtin, builtin_names};
 use ckrv_orchestrator::clock;
 use ckrv_orchestrator::dispatch::{Dispatcher, LocalRunners};
 use ckrv_orchestrator::gateway::{GatewayServer, serve_unix};
@@ -109,7 +109,7 @@ impl Engine {
         let dispatcher =
             Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
         let api =
-            api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data).await?), on_owner_code);
+            api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data, config.adapter_files()?).await?), on_owner_code);
         let tasks = vec![
             tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
             tokio::spawn(dispatcher.run(shutdown.clone())),
@@ -224,6 +224,7 @@ fn settings(
         capacity: config.capacity.unwrap_or(processors * 2).max(1),
         max_running: config.max_running,
         operator_secrets,
+        adapters: config.adapter_files()?,
     })
 }
 
@@ -274,45 +275,47 @@ fn api_state(
 }
 
 #[derive(Debug)]
-struct Builtins(Vec<AgentInfo>);
+struct Catalog(Vec<AgentInfo>);
 
-impl AgentCatalog for Builtins {
+impl AgentCatalog for Catalog {
     fn agents(&self) -> Vec<AgentInfo> {
         self.0.clone()
     }
 }
 
-/// What the built-in adapters say of themselves.
-async fn catalog(data: &Path) -> Result<Builtins, CliError> {
+/// What the adapters say of themselves: the built-in ones, and the operator's own before them.
+async fn catalog(data: &Path, own: BTreeMap<String, PathBuf>) -> Result<Catalog, CliError> {
     let cache = data.join("cache");
     let described = tokio::task::spawn_blocking(move || {
-        let host = AdapterHost::new(Limits::default(), Some(cache))?;
-        builtin_names()
-            .filter_map(|name| builtin(name).map(|bytes| (name, bytes)))
-            .map(|(name, bytes)| {
-                let about = host.load(bytes)?.describe()?;
-                let secrets = about
-                    .secrets
-                    .iter()
-                    .map(|slot| AgentSecret {
-                        slot: slot.name.clone(),
-                        required: slot.required,
-                        description: slot.description.clone(),
-                    })
-                    .collect();
-                Ok(AgentInfo {
-                    name: name.to_owned(),
-                    version: about.version,
-                    display_name: about.display_name,
-                    image: about.images.first().cloned(),
-                    secrets,
-                })
-            })
-            .collect::<Result<Vec<_>, ckrv_orchestrator::adapter::AdapterError>>()
+        let failed = |name: &str, error| CliError::other("adapters", format!("the adapter `{name}` can't be used")).source(error);
+        let host = AdapterHost::new(Limits::default(), Some(cache)).map_err(|error| failed("host", error))?;
+        let mut agents = BTreeMap::new();
+        for (name, bytes) in builtin_names().filter_map(|name| Some((name, builtin(name)?))).filter(|(name, _)| !own.contains_key(*name)) {
+            agents.insert(name.to_owned(), describe(&host, name, bytes).map_err(|error| failed(name, error))?);
+        }
+        for (name, path) in &own {
+            let bytes = std::fs::read(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
+            agents.insert(name.clone(), describe(&host, name, &bytes).map_err(|error| failed(name, error))?);
+        }
+        Ok(Catalog(agents.into_values().collect()))
+    });
+    described.await.map_err(|error| CliError::other("adapters", error.to_string()))?
+}
+
+fn describe(host: &AdapterHost, name: &str, bytes: &[u8]) -> Result<AgentInfo, AdapterError> {
+    let about = host.load(bytes)?.describe()?;
+    let secrets = about.secrets.iter().map(|slot| AgentSecret {
+        slot: slot.name.clone(),
+        required: slot.required,
+        description: slot.description.clone(),
+    });
+    Ok(AgentInfo {
+        name: name.to_owned(),
+        version: about.version,
+        display_name: about.display_name,
+        image: about.images.first().cloned(),
+        secrets: secrets.collect(),
     })
-    .await;
-    let agents = described.map_err(|error| CliError::other("adapters", error.to_string()))?;
-    agents.map(Builtins).map_err(|error| CliError::other("adapters", "the built-in adapters can't be loaded").source(error))
 }
 
 async fn gateway_task(gateway: Arc<GatewayServer>, socket: PathBuf, shutdown: CancellationToken) {

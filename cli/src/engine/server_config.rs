@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub owner: Owner,
     /// `[secrets.SLOT] file = "/path"`: the operator's own, for users who have none of that name.
     pub secrets: BTreeMap<String, SecretFile>,
+    /// `[adapters.NAME] file = "/path/adapter.wasm"`: agents beside the built-in ones, or instead of one of that name.
+    pub adapters: BTreeMap<String, AdapterFile>,
     pub policy: Policy,
 }
 
@@ -61,6 +63,12 @@ pub struct SecretFile {
     pub file: PathBuf,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterFile {
+    pub file: PathBuf,
+}
+
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
@@ -76,6 +84,7 @@ impl Default for ServerConfig {
             upgrade_url: None,
             owner: Owner::default(),
             secrets: BTreeMap::new(),
+            adapters: BTreeMap::new(),
             policy: Policy::default(),
         }
     }
@@ -100,6 +109,19 @@ impl ServerConfig {
     #[must_use]
     pub fn retention(&self) -> u32 {
         self.retention_seconds.unwrap_or_else(|| self.retention_days.saturating_mul(86_400))
+    }
+
+    /// The operator's own adapters, each with the whole path of its file: job runners have a folder of their own.
+    ///
+    /// # Errors
+    /// A file that isn't there.
+    pub fn adapter_files(&self) -> Result<BTreeMap<String, PathBuf>, CliError> {
+        let find = |(name, adapter): (&String, &AdapterFile)| {
+            let path = adapter.file.canonicalize();
+            let failed = |error| CliError::io(format!("can't find {} of the adapter `{name}`", adapter.file.display()), error);
+            Ok((name.clone(), path.map_err(failed)?))
+        };
+        self.adapters.iter().map(find).collect()
     }
 
     /// # Errors

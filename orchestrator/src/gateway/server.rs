@@ -201,6 +201,7 @@ async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) 
     let spec = gateway.stores.blobs.get(&record.spec_key).await?.ok_or_else(|| Denied(Denial::Missing("the spec".to_owned())))?;
     let settings = &gateway.settings;
     Ok(Json(JobView {
+        adapter: settings.adapters.get(&record.request.agent).cloned(),
         job: record,
         spec: String::from_utf8_lossy(&spec).into_owned(),
         policy: settings.policy.clone(),

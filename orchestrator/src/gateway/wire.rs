@@ -47,6 +47,9 @@ pub struct JobView {
     pub ca_file: Option<PathBuf>,
     /// Where compiled adapters are cached.
     pub cache: Option<PathBuf>,
+    /// The operator's own adapter for this job's agent, instead of a built-in one.
+    #[serde(default)]
+    pub adapter: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

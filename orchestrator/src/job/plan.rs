@@ -1,5 +1,6 @@
 //! Plan: load the adapter, ask it for one container run, hold what it asks for against policy, and fetch the keys of the routes that were granted.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -47,16 +48,11 @@ pub struct Planned {
 
 pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failure> {
     let name = context.view.job.request.agent.clone();
-    let bytes = builtin(&name).ok_or_else(|| {
-        Failure::Ends(
-            Outcome::new(OutcomeClass::Policy, format!("there is no agent `{name}` here"))
-                .hint(format!("the agents are: {}", builtin_names().collect::<Vec<_>>().join(", "))),
-        )
-    })?;
+    let bytes = component(context, &name)?;
     let cache = context.view.cache.clone();
     let (adapter, descriptor) = blocking(move || {
         let host = AdapterHost::new(Limits::default(), cache)?;
-        let adapter = host.load(bytes)?;
+        let adapter = host.load(&bytes)?;
         let descriptor = adapter.describe()?;
         Ok((adapter, descriptor))
     })
@@ -71,6 +67,20 @@ pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failu
         run_number: 0,
         image: None,
         context_file,
+    })
+}
+
+/// The operator's own adapter of that name, else the built-in one.
+fn component(context: &Context, name: &str) -> Result<Cow<'static, [u8]>, Failure> {
+    if let Some(path) = &context.view.adapter {
+        let read = std::fs::read(path).map(Cow::Owned);
+        return read.map_err(|error| Failure::infrastructure(&format!("the adapter of `{name}`"), &error));
+    }
+    builtin(name).map(Cow::Borrowed).ok_or_else(|| {
+        Failure::Ends(
+            Outcome::new(OutcomeClass::Policy, format!("there is no agent `{name}` here"))
+                .hint(format!("the agents are: {}", builtin_names().collect::<Vec<_>>().join(", "))),
+        )
     })
 }
 
