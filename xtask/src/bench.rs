@@ -5,7 +5,7 @@ mod jobs;
 mod service;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -54,9 +54,19 @@ const SERVED: [Served; 8] = [
     ("memory of a service that has worked", |service| jobs::memory_after_jobs(service)),
 ];
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Args {
+    /// Measure this ckrv instead of building one for release
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
-    let ckrv = steps.run("build ckrv for release", release)?;
+    let ckrv = match &args.binary {
+        Some(binary) => binary.canonicalize().with_context(|| format!("no {}", binary.display()))?,
+        None => steps.run("build ckrv for release", release)?,
+    };
     let load = load();
     let mut rows = Vec::new();
     for (title, measurement) in ALONE {
@@ -77,7 +87,7 @@ fn shown(row: Row) -> Row {
     row
 }
 
-fn release() -> Result<std::path::PathBuf> {
+fn release() -> Result<PathBuf> {
     steps::run(workspace::cargo().args(["build", "--quiet", "--release", "--package", "ckrv"]))?;
     Ok(workspace::target_dir()?.join("release/ckrv"))
 }

@@ -33,7 +33,7 @@ enum Command {
     /// Run the main job on the embedded default, as a user would type it
     Demo,
     /// Measure, and write docs/benchmarks.md
-    Bench,
+    Bench(bench::Args),
     /// Build the adapters' prebuilt files, or check that they are what the sources give
     Wasm {
         #[command(subcommand)]
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test::run(&args),
         Command::Demo => demo::run(),
-        Command::Bench => bench::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Wasm { command: WasmCommand::Build } => wasm::build(&workspace::root()),
         Command::Wasm { command: WasmCommand::Check } => wasm::check(&workspace::root()),
         Command::Setup => setup::run(),
