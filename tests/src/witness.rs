@@ -37,7 +37,9 @@ impl Witness {
 
     /// It succeeded, once, with its whole log, and its diff was published once.
     pub async fn check(&self, api: &Api, server: &Server) -> Result<Told> {
-        self.check_all(api, server).await.with_context(|| format!("job {} ({}); server's log:\n{}", self.id, self.tag, server.log()))
+        self.check_all(api, server)
+            .await
+            .with_context(|| format!("job {} ({}); server's log:\n{}", self.id, self.tag, server.log()))
     }
 
     async fn check_all(&self, api: &Api, server: &Server) -> Result<Told> {

@@ -39,8 +39,7 @@ impl Machine {
         let project = folder.path().join("mark-project");
         repo.clone_to(&project, None)?;
         let repository = repo.path().display().to_string();
-        let mut machine =
-            Self { server, tap, user, project, repository, marks: Vec::new(), _folder: folder, _repo: repo };
+        let mut machine = Self { server, tap, user, project, repository, marks: Vec::new(), _folder: folder, _repo: repo };
         machine.marks = ["mark-committed-file", "mark-ignored-name", "mark-folder-", "mark-project", "user@example.com"]
             .map(str::to_owned)
             .into();
@@ -100,7 +99,8 @@ impl Machine {
     }
 
     fn plant_environment(&mut self) {
-        for name in ["USER", "LOGNAME", "HOSTNAME", "EDITOR", "ANTHROPIC_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PS1"] {
+        for name in ["USER", "LOGNAME", "HOSTNAME", "EDITOR", "ANTHROPIC_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "PS1"]
+        {
             let mark = self.mark(&format!("env-{name}"));
             self.user.set(name, &mark);
         }
@@ -147,7 +147,11 @@ async fn fr010_no_command_sends_files_environment_or_local_changes() -> Result<(
     let machine = Machine::start().await?;
     machine.user.login(&machine.server).await?;
     let id = machine.ckrv(&["run", "--cloud", ".ckrv/specs/mine.md"]).await?.ok()?;
-    machine.user.run_with_input(&machine.project, &["cloud", "credentials", "add", "work"], b"value-of-the-credential").await?.ok()?;
+    machine
+        .user
+        .run_with_input(&machine.project, &["cloud", "credentials", "add", "work"], b"value-of-the-credential")
+        .await?
+        .ok()?;
     machine.user.run_with_input(&machine.project, &["cloud", "secrets", "add", "key"], b"value-of-the-secret").await?.ok()?;
     let commands: [&[&str]; 15] = [
         &["wait", "@last"],
@@ -194,8 +198,25 @@ async fn fr010_a_job_request_has_exactly_the_known_fields() -> Result<()> {
     machine.user.run_with_input(&machine.project, &["cloud", "credentials", "add", "work"], b"token").await?.ok()?;
     machine.user.run_with_input(&machine.project, &["cloud", "secrets", "add", "key"], b"secret").await?.ok()?;
     let full = [
-        "run", "--cloud", ".ckrv/specs/mine.md", "--agent", "claude", "--model", "m1", "--credential", "work", "--secret", "anthropic-api-key=key",
-        "--timeout", "5m", "--label", "team=a", "--max-cost", "1.5", "--base", &base,
+        "run",
+        "--cloud",
+        ".ckrv/specs/mine.md",
+        "--agent",
+        "claude",
+        "--model",
+        "m1",
+        "--credential",
+        "work",
+        "--secret",
+        "anthropic-api-key=key",
+        "--timeout",
+        "5m",
+        "--label",
+        "team=a",
+        "--max-cost",
+        "1.5",
+        "--base",
+        &base,
     ];
     machine.ckrv(&full).await?.ok()?;
     let bodies = machine.tap.bodies("POST /v1/jobs")?;

@@ -137,7 +137,12 @@ fn page(rows: &[Row], machine: &str) -> String {
 /// Cores, memory, system and what else the machine did: no name of it.
 fn machine(load: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    format!("{cores} cores, {} {}; load average before and after: {load}, {}", std::env::consts::OS, std::env::consts::ARCH, self::load())
+    format!(
+        "{cores} cores, {} {}; load average before and after: {load}, {}",
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        self::load()
+    )
 }
 
 fn load() -> String {

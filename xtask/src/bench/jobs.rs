@@ -53,7 +53,12 @@ pub fn dispatch(service: &Service) -> Result<Row> {
     }
     let ours = Sample::new(times);
     let (version, _) = measure::beside(30, || measure::process(&mut service.ckrv(&["--version"])), || Ok(()))?;
-    Ok(Row::of_samples("SC-001: `ckrv run --cloud` until it returns the id", &ours, ("`ckrv --version`", &version), "p50 50 ms (SC-001: 10 s)"))
+    Ok(Row::of_samples(
+        "SC-001: `ckrv run --cloud` until it returns the id",
+        &ours,
+        ("`ckrv --version`", &version),
+        "p50 50 ms (SC-001: 10 s)",
+    ))
 }
 
 /// SC-002: from a change of state, by the time that its record names, until `GET /v1/jobs/ID` tells it.
@@ -78,7 +83,12 @@ pub fn status(service: &Service) -> Result<Row> {
         }
     }
     let (told, asked) = (Sample::new(told), Sample::new(asked));
-    Ok(Row::of_samples("SC-002: a change of state until the API tells it, asked every 5 ms", &told, ("one such question", &asked), "SC-002: 5 s"))
+    Ok(Row::of_samples(
+        "SC-002: a change of state until the API tells it, asked every 5 ms",
+        &told,
+        ("one such question", &asked),
+        "SC-002: 5 s",
+    ))
 }
 
 /// SC-003: from the moment that the agent prints a line (it prints the time) until `ckrv logs -f` has printed it.
@@ -101,7 +111,13 @@ pub fn log_line(service: &Service) -> Result<Row> {
     // The last line of each comes once more, as the run's result.
     ensure!(times.len() >= 2 * LINES, "only {} of {} lines came", times.len(), 2 * LINES);
     let ours = Sample::new(times);
-    Ok(Row { name: "SC-003: an agent's line until `ckrv logs -f` prints it", figure: figures(&ours), beside: "-".to_owned(), ratio: None, goal: "p99 300 ms (SC-003: 2 s)" })
+    Ok(Row {
+        name: "SC-003: an agent's line until `ckrv logs -f` prints it",
+        figure: figures(&ours),
+        beside: "-".to_owned(),
+        ratio: None,
+        goal: "p99 300 ms (SC-003: 2 s)",
+    })
 }
 
 /// SC-005: from a job's end, by its record, until `ckrv wait && ckrv pull` has ended and the change is on a branch.
@@ -115,7 +131,13 @@ pub fn pulled(service: &Service) -> Result<Row> {
         times.push(between(time(&service.ended(&id)?["completed_at"])?, now));
     }
     let ours = Sample::new(times);
-    Ok(Row { name: "SC-005: a job's end until `ckrv wait && ckrv pull` is done", figure: figures(&ours), beside: "-".to_owned(), ratio: None, goal: "2 s (SC-005: 30 s)" })
+    Ok(Row {
+        name: "SC-005: a job's end until `ckrv wait && ckrv pull` is done",
+        figure: figures(&ours),
+        beside: "-".to_owned(),
+        ratio: None,
+        goal: "2 s (SC-005: 30 s)",
+    })
 }
 
 /// SC-006: a login without the person: from `ckrv cloud login` to page and code, and from the confirmation to the stored token. It polls
@@ -130,7 +152,13 @@ pub fn login(service: &mut Service) -> Result<Row> {
     login.finish()?;
     let all = began.elapsed();
     let figure = format!("{} until page and code are shown, {} in all", short(shown), short(all));
-    Ok(Row { name: "SC-006: `ckrv cloud login` without the person's own time", figure, beside: "polls every 5 s".to_owned(), ratio: None, goal: "SC-006: 60 s" })
+    Ok(Row {
+        name: "SC-006: `ckrv cloud login` without the person's own time",
+        figure,
+        beside: "polls every 5 s".to_owned(),
+        ratio: None,
+        goal: "SC-006: 60 s",
+    })
 }
 
 /// From `created_at` to `completed_at`, beside the same command by itself.
@@ -148,7 +176,12 @@ pub fn trivial(service: &Service) -> Result<Row> {
         }
     }
     let (ours, bare) = (Sample::new(ours), Sample::new(bare));
-    Ok(Row::of_samples("a trivial job by the process launcher, from made to ended", &ours, ("its command run bare", &bare), "150 ms more than bare"))
+    Ok(Row::of_samples(
+        "a trivial job by the process launcher, from made to ended",
+        &ours,
+        ("its command run bare", &bare),
+        "150 ms more than bare",
+    ))
 }
 
 /// Memory of the service after 1,000 jobs, beside what it was after the first 100.
@@ -165,5 +198,11 @@ pub fn memory_after_jobs(service: &Service) -> Result<Row> {
     }
     let late = mb(measure::resident_kib(service.process.id())?);
     let figure = format!("{late:.1} MB ({:+.1} kB per job)", (late - early) * 1000.0 / 900.0);
-    Ok(Row { name: "memory of `ckrv serve` after 1,000 trivial jobs", figure, beside: format!("after the first 100: {early:.1} MB"), ratio: Some(late / early), goal: "flat" })
+    Ok(Row {
+        name: "memory of `ckrv serve` after 1,000 trivial jobs",
+        figure,
+        beside: format!("after the first 100: {early:.1} MB"),
+        ratio: Some(late / early),
+        goal: "flat",
+    })
 }

@@ -54,7 +54,8 @@ impl Service {
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(format!("{}{path}", self.url()?)).header("content-type", "application/json");
-        let request = if self.token.is_empty() { request } else { request.header("authorization", format!("Bearer {}", self.token)) };
+        let request =
+            if self.token.is_empty() { request } else { request.header("authorization", format!("Bearer {}", self.token)) };
         let text = request.send(body.to_string()).with_context(|| format!("POST {path}"))?.body_mut().read_to_string()?;
         Ok(serde_json::from_str(&text)?)
     }
