@@ -62,7 +62,15 @@ impl Server {
         // Nobody waits seconds for the next poll of a login.
         config.entry("login_interval_seconds").or_insert(toml::Value::Integer(1));
         std::fs::write(folder.path().join("config.toml"), config.to_string())?;
-        let mut server = Self { setup, folder, starts: 0, process: None, url: String::new(), owner_code: String::new(), used_code: Mutex::default() };
+        let mut server = Self {
+            setup,
+            folder,
+            starts: 0,
+            process: None,
+            url: String::new(),
+            owner_code: String::new(),
+            used_code: Mutex::default(),
+        };
         server.spawn("127.0.0.1:0").await?;
         Ok(server)
     }

@@ -24,7 +24,7 @@ async fn hostile() -> Result<Scene> {
 }
 
 /// A job of the hostile adapter must fail for this reason; the next job of another agent must succeed.
-async fn fails(scene: &Scene, behaviour: &str, reasons: &[&str]) -> Result<()> {
+async fn fails(scene: &Scene, behaviour: &str, reasons: &[&str]) -> Result<String> {
     let id = scene.submit_spec(&format!("---\nagent: hostile\n---\nhostile: {behaviour}\nnow\n")).await?;
     let waited = scene.ckrv(&["wait", &id]).await?;
     anyhow::ensure!((waited.code, waited.stdout.as_str()) == (5, "failed\n"), "{behaviour}: {waited:?}");
@@ -33,7 +33,7 @@ async fn fails(scene: &Scene, behaviour: &str, reasons: &[&str]) -> Result<()> {
     }
     let job = scene.job(&id).await?;
     anyhow::ensure!(job["result_url"].is_null() && job["attempt"] == 1, "tried again, or published: {job}");
-    Ok(())
+    scene.ckrv(&["logs", &id]).await?.ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +87,8 @@ async fn bad_input_an_adapter_that_asks_for_what_policy_denies() -> Result<()> {
 async fn bad_input_an_adapter_that_misbehaves_while_reading() -> Result<()> {
     let scene = hostile().await?;
     for behaviour in ["feed-trap", "feed-loop", "feed-memory", "finish-trap", "next-loop"] {
-        fails(&scene, behaviour, &["error: "]).await?;
+        let log = fails(&scene, behaviour, &["error: "]).await?;
+        println!("{behaviour}:\n{log}");
     }
     // It praises itself; its advice to stop is taken, its praise is not.
     fails(&scene, "none", &["the agent did not succeed"]).await?;

@@ -78,7 +78,8 @@ async fn bad_input_several_specs_are_listed() -> Result<()> {
     std::fs::remove_file(folder.join("one.md"))?;
     let id = scene.ckrv(&["run", "--cloud"]).await?.ok()?;
     assert_eq!(scene.job(&id).await?["spec_id"], "two");
-    let ran = scene.user.run_with_input(&scene.project, &["run", "--cloud", "-"], script_spec("id: piped", "true").as_bytes()).await?;
+    let ran =
+        scene.user.run_with_input(&scene.project, &["run", "--cloud", "-"], script_spec("id: piped", "true").as_bytes()).await?;
     assert_eq!(scene.job(&ran.ok()?).await?["spec_id"], "piped");
     Ok(())
 }
@@ -102,7 +103,8 @@ async fn bad_input_options_are_refused_by_name() -> Result<()> {
     let said = refused(&scene, &["--secret", "anthropic-api-key=none", "--agent", "claude", &spec], 1, "unknown_secret").await?;
     assert!(said.contains("`ckrv cloud secrets list` shows yours"), "{said}");
     for wrong in ["main..", "-x", "a b", "refs/heads/x.lock", ""] {
-        let ran = scene.ckrv(&["run", "--cloud", "--repo", "https://example.com/a/b.git", &format!("--base={wrong}"), &spec]).await?;
+        let ran =
+            scene.ckrv(&["run", "--cloud", "--repo", "https://example.com/a/b.git", &format!("--base={wrong}"), &spec]).await?;
         assert!(ran.code == 1 || ran.code == 2, "{wrong:?}: {ran:?}");
         assert!(ran.stderr.contains("branch name") || ran.stderr.contains("--base"), "{wrong:?}: {ran:?}");
     }
@@ -237,7 +239,8 @@ async fn bad_input_a_service_that_is_no_ckrv() -> Result<()> {
     let spec = scene.spec(script_spec("", "true"))?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    let server = tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(|| async { "<html>hello" })).await });
+    let server =
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(|| async { "<html>hello" })).await });
     scene.user.set("CKRV_URL", &format!("http://{address}"));
     let ran = scene.ckrv(&["run", "--cloud", &spec]).await?;
     server.abort();

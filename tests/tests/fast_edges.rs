@@ -69,7 +69,11 @@ async fn edge_time_limit_terminates_with_a_timeout_error_and_no_partial_result()
     let gone = async || kill(Pid::from_raw(shell), None).is_err().then_some(());
     wait_until("the agent is gone", PATIENCE, gone).await?;
     let job = scene.job(&id).await?;
-    assert_eq!((&job["status"], &job["result_url"], &job["diff_stat"]), (&"timeout".into(), &serde_json::Value::Null, &serde_json::Value::Null), "{job}");
+    assert_eq!(
+        (&job["status"], &job["result_url"], &job["diff_stat"]),
+        (&"timeout".into(), &serde_json::Value::Null, &serde_json::Value::Null),
+        "{job}"
+    );
     for command in ["pull", "diff"] {
         let ran = scene.ckrv(&[command, &id]).await?;
         assert!(ran.code == 5 && ran.stderr.contains("no successful output exists"), "{ran:?}");

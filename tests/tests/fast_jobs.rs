@@ -93,7 +93,8 @@ async fn cancel_of_a_running_job_ends_the_agents_processes() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_queued_job_never_runs_and_costs_no_quota() -> Result<()> {
     let scene = one_at_a_time().await?;
-    let left = async || Ok::<_, anyhow::Error>(scene.ckrv(&["cloud", "whoami", "--json"]).await?.json()?["job_quota_remaining"].clone());
+    let left =
+        async || Ok::<_, anyhow::Error>(scene.ckrv(&["cloud", "whoami", "--json"]).await?.json()?["job_quota_remaining"].clone());
     let (first, second) = (scene.gate(), scene.gate());
     let running = scene.submit(&first.wait()).await?;
     first.reached().await?;
@@ -143,8 +144,14 @@ async fn a_job_is_named_by_id_prefix_short_form_url_or_last() -> Result<()> {
     let nobody = scene.ckrv(&["status", "@last"]).await?;
     assert!(nobody.code == 4 && nobody.stderr.contains("Job not found: no job was started from here"), "{nobody:?}");
     let id = scene.succeed("true").await?;
-    let names =
-        [id.clone(), id.to_uppercase(), id[..13].to_owned(), id[28..].to_owned(), format!("http://x/jobs/{id}"), "@last".to_owned()];
+    let names = [
+        id.clone(),
+        id.to_uppercase(),
+        id[..13].to_owned(),
+        id[28..].to_owned(),
+        format!("http://x/jobs/{id}"),
+        "@last".to_owned(),
+    ];
     for name in names {
         assert_eq!(scene.job(&name).await?["id"], id.as_str(), "{name}");
     }

@@ -200,7 +200,10 @@ async fn what_gitignore_names_and_links_that_lead_out_are_left_behind() -> Resul
     scene.ckrv(&["pull", &id]).await?.ok()?;
     assert_eq!(scene.tree()?.status, "A  ok.txt\0");
     let log = scene.ckrv(&["logs", &id]).await?.ok()?;
-    assert!(log.contains("`out -> /etc/passwd` is refused") && log.contains("`up -> ../../up` is refused"), "the log names them: {log}");
+    assert!(
+        log.contains("`out -> /etc/passwd` is refused") && log.contains("`up -> ../../up` is refused"),
+        "the log names them: {log}"
+    );
     Ok(())
 }
 
@@ -296,7 +299,8 @@ async fn bad_input_pull_outside_of_a_repository() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_sees_the_result_and_only_the_result() -> Result<()> {
     let scene = Scene::start().await?;
-    let spec = script_spec("verify:\n  - test -s made.txt\n  - test ! -e left.o", "echo made > made.txt; echo o > left.o; rm left.o");
+    let spec =
+        script_spec("verify:\n  - test -s made.txt\n  - test ! -e left.o", "echo made > made.txt; echo o > left.o; rm left.o");
     let id = scene.submit_spec(&spec).await?;
     scene.ckrv(&["wait", &id]).await?.ok()?;
     let pulled = scene.ckrv(&["pull", &id]).await?;
