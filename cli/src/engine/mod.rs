@@ -108,8 +108,15 @@ impl Engine {
             LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
         let dispatcher =
             Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
-        let api =
-            api_state(&stores, &config, &url, keys::derive(&key, "api"), owner, Arc::new(catalog(&data, config.adapter_files()?).await?), on_owner_code);
+        let api = api_state(
+            &stores,
+            &config,
+            &url,
+            keys::derive(&key, "api"),
+            owner,
+            Arc::new(catalog(&data, config.adapter_files()?).await?),
+            on_owner_code,
+        );
         let tasks = vec![
             tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
             tokio::spawn(dispatcher.run(shutdown.clone())),
@@ -290,7 +297,9 @@ async fn catalog(data: &Path, own: BTreeMap<String, PathBuf>) -> Result<Catalog,
         let failed = |name: &str, error| CliError::other("adapters", format!("the adapter `{name}` can't be used")).source(error);
         let host = AdapterHost::new(Limits::default(), Some(cache)).map_err(|error| failed("host", error))?;
         let mut agents = BTreeMap::new();
-        for (name, bytes) in builtin_names().filter_map(|name| Some((name, builtin(name)?))).filter(|(name, _)| !own.contains_key(*name)) {
+        for (name, bytes) in
+            builtin_names().filter_map(|name| Some((name, builtin(name)?))).filter(|(name, _)| !own.contains_key(*name))
+        {
             agents.insert(name.to_owned(), describe(&host, name, bytes).map_err(|error| failed(name, error))?);
         }
         for (name, path) in &own {
