@@ -74,9 +74,9 @@ impl Gateway {
         self.post("beat", &()).await
     }
 
-    /// Long poll; not retried.
-    pub async fn attention(&self) -> Result<Attention, GatewayError> {
-        self.get("attention").await
+    /// Long poll; not retried. `watched` is what this side believes: the answer comes at once where it is otherwise.
+    pub async fn attention(&self, watched: bool) -> Result<Attention, GatewayError> {
+        self.get(&format!("attention?watched={watched}")).await
     }
 
     pub async fn advance(&self, to: State, facts: &Facts) -> Result<(), GatewayError> {

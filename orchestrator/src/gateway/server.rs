@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Request, State as AxumState};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State as AxumState};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -219,10 +219,14 @@ async fn beat(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt)
     Ok(Json(BeatAnswer { cancel: record.cancel_at.is_some(), deadline: record.deadline }))
 }
 
-/// Answers at once when the job is cancelled or lost, or when the log begins to be watched; else after the long poll's time.
-async fn attention(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<Attention>, Denied> {
+/// Answers at once when the job is cancelled or lost, or when the log is watched and the job runner believes otherwise (or the other way
+/// round); else after the long poll's time.
+async fn attention(
+    AxumState(gateway): Shared,
+    UrlPath((job, fence, claim)): Attempt,
+    Query(AttentionQuery { watched: was_watched }): Query<AttentionQuery>,
+) -> Result<Json<Attention>, Denied> {
     let mut signals = gateway.stores.signals.subscribe();
-    let was_watched = gateway.is_watched(job);
     let until = tokio::time::Instant::now() + LONG_POLL;
     loop {
         let record = gateway.held(job, fence, claim).await?;

@@ -69,6 +69,13 @@ pub struct LogRequest {
     pub entries: Vec<LogEntry>,
 }
 
+/// What a job runner believes when it asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttentionQuery {
+    #[serde(default)]
+    pub watched: bool,
+}
+
 /// The answer to a long poll: what the job runner should know at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attention {

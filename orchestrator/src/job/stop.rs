@@ -82,9 +82,11 @@ async fn beat(gateway: Gateway, sender: watch::Sender<Option<StopReason>>) {
 }
 
 async fn listen(gateway: Gateway, log: JobLog, sender: watch::Sender<Option<StopReason>>) {
+    let mut watched = false;
     loop {
-        match gateway.attention().await {
+        match gateway.attention(watched).await {
             Ok(attention) => {
+                watched = attention.watched;
                 log.set_watched(attention.watched);
                 if attention.cancel {
                     tell(&sender, StopReason::Cancelled);
