@@ -23,8 +23,11 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn start(ckrv: &Path) -> Result<Self> {
+    /// `config` is its server.toml.
+    pub fn start(ckrv: &Path, config: &str) -> Result<Self> {
         let mut home = Home::new(ckrv.to_owned())?;
+        std::fs::create_dir(home.path("server"))?;
+        std::fs::write(home.path("server/server.toml"), config)?;
         let root = home.path("");
         let (process, owner_code) = demo::serve(&mut home, &root)?;
         let config = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(60)));
