@@ -14,6 +14,7 @@ use crate::user::Ran;
 
 /// Dropped, its server is gone.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a test has one or two of them")]
 pub enum Forge {
     Https { server: GitHttp, authority: Authority, token: String },
     Ssh(Sshd),

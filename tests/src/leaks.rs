@@ -80,7 +80,7 @@ pub fn cells(path: &Path, mut see: impl FnMut(&str, &[u8])) -> Result<()> {
     let tables = tables.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
     for table in tables {
         let mut rows = database.prepare(&format!("SELECT * FROM \"{table}\""))?;
-        let names: Vec<String> = rows.column_names().into_iter().map(|name| format!("{table}.{name}")).collect();
+        let names: Vec<String> = rows.column_names().map(|name| format!("{table}.{name}")).collect();
         let mut rows = rows.query([])?;
         while let Some(row) = rows.next()? {
             for (index, name) in names.iter().enumerate() {

@@ -183,7 +183,7 @@ impl Server {
 
     /// The last one-time code that it printed, once that is another than the one that served the login before.
     async fn next_code(&self) -> Result<String> {
-        let last = async || self.log().lines().filter_map(one_time_code).last();
+        let last = async || self.log().lines().filter_map(one_time_code).next_back();
         let unused = async || last().await.filter(|code| *code != *self.used_code.lock().unwrap_or_else(PoisonError::into_inner));
         let code = wait_until("ckrv serve prints a new one-time code", PATIENCE, unused).await?;
         self.used_code.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&code);

@@ -97,10 +97,14 @@ impl ServerConfig {
         let text =
             std::fs::read_to_string(path).map_err(|error| CliError::io(format!("can't read {}", path.display()), error))?;
         let bad = |message: String| CliError::new(Kind::Usage, "bad_config", message).hint("docs/serve.md lists every key");
-        let config: Self = toml::from_str(&text).map_err(|error| {
+        let mut config: Self = toml::from_str(&text).map_err(|error| {
             let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             bad(format!("{}:{line}: {}", path.display(), error.message()))
         })?;
+        // A mapping of one's own is beside the built-in ones, not in place of all of them.
+        for (image, command) in Policy::default().local {
+            config.policy.local.entry(image).or_insert(command);
+        }
         config.policy.check().map_err(|error| bad(format!("{}: {error}", path.display())))?;
         Ok(config)
     }
@@ -137,5 +141,20 @@ impl ServerConfig {
             Ok((slot.clone(), SecretString::from(value.to_owned())))
         };
         self.secrets.iter().map(read).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_command_of_ones_own_stands_beside_the_built_in_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.toml");
+        std::fs::write(&path, "[policy.local.\"example.com/tool:1\"]\nprogram = \"tool\"\n").unwrap();
+        let local = ServerConfig::read(&path).unwrap().policy.local;
+        assert_eq!(local["example.com/tool:1"].program, "tool");
+        assert_eq!(local["localhost/ckrv/script:1"].program, "/bin/sh");
     }
 }
