@@ -86,10 +86,18 @@ async fn bad_input_an_adapter_that_asks_for_what_policy_denies() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_input_an_adapter_that_misbehaves_while_reading() -> Result<()> {
     let scene = hostile().await?;
-    for behaviour in ["feed-trap", "feed-loop", "feed-memory", "finish-trap", "next-loop"] {
-        let log = fails(&scene, behaviour, &["error: "]).await?;
-        println!("{behaviour}:\n{log}");
+    let reads = [
+        ("feed-trap", "trapped in `feed`"),
+        ("feed-loop", "took more than 5000 ms in `feed` and was stopped"),
+        ("feed-memory", "needed more than 64 MiB of memory in `feed` and was stopped"),
+        ("finish-trap", "trapped in `finish`"),
+    ];
+    for (behaviour, note) in reads {
+        let log = fails(&scene, behaviour, &["the agent did not succeed"]).await?;
+        assert!(log.contains(note) && log.contains("from here on the log shows raw lines"), "{behaviour}: {log}");
+        assert!(log.lines().any(|line| line.ends_with("agent        now")), "what the agent said is there: {log}");
     }
+    fails(&scene, "next-loop", &["the agent's adapter failed: the adapter took more than 5000 ms in `next`"]).await?;
     // It praises itself; its advice to stop is taken, its praise is not.
     fails(&scene, "none", &["the agent did not succeed"]).await?;
     scene.succeed("true").await?;

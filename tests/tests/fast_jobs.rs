@@ -240,3 +240,23 @@ async fn a_local_run_merges_its_changes_and_leaves_nothing_behind() -> Result<()
     assert!(failed.code == 5 && failed.stderr.contains("exit code 3"), "{failed:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_run_that_is_interrupted_ends_its_agent() -> Result<()> {
+    let (user, folder) = (User::new()?, tempfile::tempdir()?);
+    let project = folder.path().join("project");
+    Repo::small(&[("README.md", "x\n")])?.clone_to(&project, None)?;
+    let (spec, pid) = (folder.path().join("local.md"), folder.path().join("pid"));
+    std::fs::write(&spec, script_spec("", &format!("echo $$ > {}; while :; do sleep 0.1; done", pid.display())))?;
+    let run = user.command(&project, &["run", "--unsandboxed", &spec.display().to_string()]).spawn()?;
+    let read = async || std::fs::read_to_string(&pid).ok()?.trim().parse::<i32>().ok();
+    let agent = Pid::from_raw(wait_until("the agent runs", PATIENCE, read).await?);
+    kill(Pid::from_raw(i32::try_from(run.id().unwrap_or_default())?), nix::sys::signal::Signal::SIGINT)?;
+    let output = run.wait_with_output().await?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted; the job was ended"), "{said}");
+    assert!(kill(agent, None).is_err(), "the agent is gone when ckrv is");
+    assert_eq!(git(&project, &["status", "--porcelain"])?, "");
+    Ok(())
+}
