@@ -1,6 +1,7 @@
 //! The golden cases: what each adapter made of what a real agent printed. On the prebuilt adapters, or on those in `CKRV_ADAPTERS_DIR`.
 //!
 //! `CKRV_GOLDEN_UPDATE=1` writes what is expected anew; read the difference like code.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
