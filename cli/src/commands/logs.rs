@@ -102,7 +102,7 @@ impl<'a> Printer<'a> {
             return self.app.ui.value(entry);
         }
         match &entry.event {
-            Some(AgentEvent::Message { text, .. }) => self.said.borrow_mut().clone_from(text),
+            Some(AgentEvent::Message { role, text }) if role != "stderr" => self.said.borrow_mut().clone_from(text),
             // Most agents end with what they said last; people need not read it twice.
             Some(AgentEvent::RunResult { text, is_error: false, .. }) if text.is_empty() || *text == *self.said.borrow() => {
                 return Ok(());
