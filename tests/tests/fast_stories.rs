@@ -203,7 +203,8 @@ async fn us3_the_exit_code_of_follow_is_the_jobs() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn us3_the_log_of_an_ended_job_is_complete() -> Result<()> {
     let scene = Scene::start().await?;
-    let id = scene.succeed("i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 0.3; echo to stderr >&2").await?;
+    let id =
+        scene.succeed("i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 0.3; echo to stderr >&2").await?;
     let wanted: Vec<String> = (1..=3000).map(|number| format!("line {number}")).collect();
     for follow in [None, Some("--follow")] {
         let text = scene.ckrv(&["logs", &id].into_iter().chain(follow).collect::<Vec<_>>()).await?.ok()?;
