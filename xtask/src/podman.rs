@@ -91,6 +91,8 @@ impl Podman {
         let url = format!("unix://{}", socket.display());
         let log = File::create(self.folder.join("service.log"))?;
         let mut command = self.command();
+        // A container that runs out of memory leaves a file `oom` in the service's working folder.
+        command.current_dir(&self.folder);
         command.args(["system", "service", "--time", "0", &url]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().context("can't start podman")?;
         let mut service = Service { child, url, _sockets: sockets, _in_use: in_use };
