@@ -68,7 +68,7 @@ async fn edge_time_limit_terminates_with_a_timeout_error_and_no_partial_result()
     assert_eq!((waited.code, waited.stdout.as_str()), (5, "timeout\n"), "{waited:?}");
     assert!(waited.stderr.contains("timed out") && waited.stderr.contains("partial results are not kept"), "{waited:?}");
     assert!(waited.stderr.contains("--timeout"), "{waited:?}");
-    let gone = async || kill(Pid::from_raw(shell), None).is_err().then_some(());
+    let gone = async || (!ckrv_tests::processes::runs(Pid::from_raw(shell))).then_some(());
     wait_until("the agent is gone", PATIENCE, gone).await?;
     let job = scene.job(&id).await?;
     assert_eq!(

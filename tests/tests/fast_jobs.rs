@@ -80,7 +80,7 @@ async fn cancel_of_a_running_job_ends_the_agents_processes() -> Result<()> {
     let waited = scene.ckrv(&["wait", &id]).await?;
     assert_eq!((waited.code, waited.stdout.as_str()), (5, "cancelled\n"), "{waited:?}");
     for pid in [shell, child] {
-        let gone = async || kill(Pid::from_raw(pid), None).is_err().then_some(());
+        let gone = async || (!ckrv_tests::processes::runs(Pid::from_raw(pid))).then_some(());
         wait_until("the agent's processes are gone", PATIENCE, gone).await?;
     }
     let job = scene.job(&id).await?;
@@ -256,7 +256,7 @@ async fn a_local_run_that_is_interrupted_ends_its_agent() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.contains("interrupted; the job was ended"), "{said}");
-    assert!(kill(agent, None).is_err(), "the agent is gone when ckrv is");
+    assert!(!ckrv_tests::processes::runs(agent), "the agent is gone when ckrv is");
     assert_eq!(git(&project, &["status", "--porcelain"])?, "");
     Ok(())
 }
