@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod agent_image;
 mod bench;
 mod checks;
+mod cloud;
 mod demo;
 mod machine;
 mod measure;
@@ -43,6 +44,9 @@ enum Command {
     Setup,
     /// Kill and restart the server again and again, from a seed
     Soak(soak::Args),
+    /// Run a server of the bench until the stdin given to it ends
+    #[command(hide = true)]
+    Guard(cloud::guard::Args),
 }
 
 #[derive(Subcommand)]
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Command::Wasm { command: WasmCommand::Check } => wasm::check(&workspace::root()),
         Command::Setup => setup::run(),
         Command::Soak(args) => soak::run(&args),
+        Command::Guard(args) => cloud::guard::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,21 +18,37 @@ const NODE_MAJOR: u32 = 20;
 const NEEDED: [(&str, &str); 5] =
     [("podman", "podman"), ("netavark", "netavark"), ("runc", "runc"), ("sshd", "openssh-server"), ("busybox", "busybox-static")];
 
+/// A program, from wherever the machine has it, else the Debian package that brings it.
+const ANY_WILL_DO: [(&str, &str); 5] = [
+    ("java", "default-jre-headless"),
+    ("mvn", "maven"),
+    ("python3", "python3"),
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+];
+
 /// For the adapters, where rustup has no `wasm32-unknown-unknown`.
 const WASM: [(&str, &str); 4] =
     [("rustc-web", "rustc-web"), ("cargo-web", "cargo-web"), ("rust-web-src", "rust-web-src"), ("wasm-ld-19", "lld-19")];
 
 /// Installs what is missing when we are root; else says what to type.
 pub fn debian() -> Result<()> {
+    let is_missing = |(program, _): &&(&str, &str)| which(program).is_none();
     if which("dpkg-query").is_none() {
-        let missing: Vec<_> =
-            NEEDED.iter().filter(|(program, _)| which(program).is_none()).map(|(program, _)| *program).collect();
+        let programs = NEEDED.iter().chain(&ANY_WILL_DO);
+        let missing: Vec<_> = programs.filter(is_missing).map(|(program, _)| *program).collect();
         if missing.is_empty() {
             return Ok(());
         }
         bail!("install these programs first (or test without them: `cargo xtask test --fast`): {}", missing.join(", "));
     }
-    install(&NEEDED)
+    let mut wanted = NEEDED.to_vec();
+    wanted.extend(ANY_WILL_DO.iter().filter(is_missing));
+    // Debian's Python makes no environments without this package.
+    if steps::text(Command::new("python3").args(["-c", "import ensurepip"])).is_err() {
+        wanted.push(("python3", "python3-venv"));
+    }
+    install(&wanted)
 }
 
 /// A compiler for the adapters: rustup's, else Debian's.

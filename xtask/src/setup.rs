@@ -6,15 +6,17 @@ use std::process::Command;
 use anyhow::{Result, bail};
 
 use crate::agent_image::{self, AGENTS_IMAGE, TINY_IMAGE};
+use crate::cloud::{self, Cloud};
 use crate::packages;
 use crate::podman::{Podman, Service};
 use crate::steps::{Steps, say};
 use crate::workspace::Cache;
 
-/// A bench that is ready; dropped, its Podman service stops.
+/// A bench that is ready; dropped, its Podman service and its servers stop.
 #[derive(Debug)]
 pub struct Bench {
     service: Service,
+    cloud: Cloud,
     claude: PathBuf,
     gemini: PathBuf,
 }
@@ -25,6 +27,7 @@ impl Bench {
         command.env("CKRV_TEST_ENGINE", &self.service.url);
         command.env("CKRV_TEST_IMAGE", AGENTS_IMAGE).env("CKRV_TEST_TINY_IMAGE", TINY_IMAGE);
         command.env("CKRV_TEST_CLAUDE", &self.claude).env("CKRV_TEST_GEMINI", &self.gemini);
+        self.cloud.export(command);
     }
 }
 
@@ -35,9 +38,12 @@ pub fn run() -> Result<()> {
     steps.finish("the bench is ready");
     let mut shown = Command::new("env");
     bench.export(&mut shown);
-    say("    `cargo xtask test` starts a Podman service and gives the tests these variables:");
+    say("    `cargo xtask test` starts a Podman service and stand-ins for AWS, and gives the tests these variables:");
     for (name, value) in shown.get_envs() {
-        say(&format!("    {}={}", name.to_string_lossy(), value.unwrap_or_default().to_string_lossy()));
+        let name = name.to_string_lossy();
+        let value =
+            if name.ends_with("_SECRET") { "another one each time".into() } else { value.unwrap_or_default().to_string_lossy() };
+        say(&format!("    {name}={value}"));
     }
     Ok(())
 }
@@ -49,6 +55,7 @@ pub fn bring(steps: &mut Steps) -> Result<Bench> {
     steps.run("set-up: packages of the machine", packages::debian)?;
     steps.run("set-up: a compiler for the adapters", packages::wasm_toolchain)?;
     let agents = steps.run("set-up: Claude Code and Gemini CLI", || packages::agents(&cache))?;
+    let programs = steps.run("set-up: stand-ins for AWS, and what checks our side of it", || cloud::install(&cache))?;
     let podman = Podman::new(&cache)?;
     let service = steps.run("set-up: podman", || podman.serve())?;
     steps.run("set-up: container images", || {
@@ -56,7 +63,8 @@ pub fn bring(steps: &mut Steps) -> Result<Bench> {
         podman.import(&agent_image::agents(&agents)?, &cache)?;
         check(&podman)
     })?;
-    Ok(Bench { service, claude: agents.claude.clone(), gemini: agents.gemini_entry() })
+    let cloud = steps.run("set-up: start the stand-ins for AWS", || Cloud::start(programs))?;
+    Ok(Bench { service, cloud, claude: agents.claude.clone(), gemini: agents.gemini_entry() })
 }
 
 /// Both agents start in a container as narrow as a job's.

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 /// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
-const NEEDS_BENCH: [&str; 2] = ["full_", "launch_container"];
+const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
 
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
