@@ -72,8 +72,18 @@ impl Tiers {
     #[must_use]
     pub(crate) fn quota(&self, tier: Tier, now: Timestamp) -> QuotaRule {
         let (month, resets_at) = month_of(now);
-        QuotaRule { month, cap: self.rule(tier).cap(), resets_at }
+        let rule = self.rule(tier);
+        let overage_micro_usd = match rule.overage {
+            Overage::Blocked => 0,
+            Overage::UpTo { usd_per_job, .. } | Overage::Unlimited { usd_per_job } => micro_usd(usd_per_job),
+        };
+        QuotaRule { month, included: Some(rule.included), cap: rule.cap(), overage_micro_usd, resets_at }
     }
+}
+
+/// A price as whole millionths.
+fn micro_usd(usd: f64) -> u64 {
+    (usd.max(0.0) * 1e6).round() as u64
 }
 
 /// The month `yyyy-mm` (UTC) of a time, and the moment at which the next one begins.

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use ckrv_core::wire::{CreateSecret, MAX_CREDENTIAL_BYTES, Problem, SecretInfo, SecretList};
-use ckrv_store::{Put, SealContext, Secret};
+use ckrv_store::{Put, SealContext, Secret, SecretValue};
 use secrecy::SecretString;
 
 use crate::credentials::{MAX_STORED, check_name, name_taken};
@@ -43,7 +43,7 @@ pub(crate) async fn create_secret(
     let owner = user.id.to_string();
     let context = SealContext { owner: &owner, kind: "secret", name: &body.name };
     let value = state.stores.sealer.seal(context, &SecretString::from(body.value)).await?;
-    let secret = Secret { name: body.name, value, created_at: state.now(), last_used_at: None };
+    let secret = Secret { name: body.name, value: SecretValue::Sealed(value), created_at: state.now(), last_used_at: None };
     match state.stores.accounts.put_secret(user.id, &secret).await? {
         Put::Done => Ok((StatusCode::CREATED, axum::Json(info(secret)))),
         Put::Exists => Err(name_taken(&secret.name)),

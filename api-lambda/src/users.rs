@@ -4,7 +4,7 @@ use axum::extract::State;
 use ckrv_core::Timestamp;
 use ckrv_core::id::UserId;
 use ckrv_core::wire::{Tier, UserInfo};
-use ckrv_store::{StoreError, Stores, User};
+use ckrv_store::{Role, StoreError, Stores, User};
 
 use crate::config::month_of;
 use crate::error::ApiError;
@@ -43,7 +43,9 @@ pub async fn ensure_owner(stores: &Stores, tier: Tier, now: Timestamp) -> Result
         email: "owner@localhost".to_owned(),
         name: "Owner".to_owned(),
         tier,
+        role: Role::Admin,
         created_at: now,
+        disabled: false,
     };
     stores.accounts.put_user(&owner).await?;
     Ok(owner)

@@ -224,6 +224,15 @@ pub enum Verification {
     None,
 }
 
+/// A webhook that is still to be delivered for a job that has ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// Deliveries tried so far.
+    pub attempts: u32,
+    /// When the next one is due.
+    pub due: Timestamp,
+}
+
 /// A published blob of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Artifact {
@@ -301,6 +310,12 @@ pub struct JobRecord {
     pub expires_at: Option<Timestamp>,
     /// The month whose quota this job was taken from, `yyyy-mm`.
     pub quota_month: String,
+    /// What the job costs beyond the included ones, in millionths of a US dollar; 0: it is an included one.
+    #[serde(default)]
+    pub charge_micro_usd: u64,
+    /// Set by the end of a job whose owner asked to be told; removed when they were told, or when it was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<Notice>,
 }
 
 impl JobRecord {

@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::id::{ClaimId, Fence};
-use crate::job::{Artifact, Facts, JobEvent, JobRecord, Lease, Outcome, OutcomeClass, State};
+use crate::job::{Artifact, Facts, JobEvent, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
 use crate::log::Cursor;
 pub use crate::verb::{Change, EndReason, Evidence, Finish, Refusal, Verb};
 
@@ -44,6 +44,7 @@ pub fn apply(job: &JobRecord, verb: &Verb, now: Timestamp) -> Result<Change, Ref
         Verb::End { fence, reason, evidence, log_end } => apply_end(job, *fence, *reason, *evidence, *log_end, now),
         Verb::Finish { claim, fence, finish } => apply_finish(job, *claim, *fence, finish, now),
         Verb::Cancel => apply_cancel(job, now),
+        Verb::Notified { attempts, next, note } => apply_notified(job, *attempts, *next, note, now),
     }
 }
 
@@ -239,6 +240,15 @@ fn apply_cancel(job: &JobRecord, now: Timestamp) -> Result<Change, Refusal> {
     Ok(stepped(next, now, "cancel", None))
 }
 
+fn apply_notified(job: &JobRecord, attempts: u32, due: Option<Timestamp>, note: &str, now: Timestamp) -> Result<Change, Refusal> {
+    if !job.notice.as_ref().is_some_and(|notice| notice.attempts == attempts) {
+        return Err(Refusal::NoNotice);
+    }
+    let mut next = job.clone();
+    next.notice = due.map(|due| Notice { attempts: attempts + 1, due });
+    Ok(stepped(next, now, "notify", Some(note.to_owned())))
+}
+
 /// The outcome of a job that was cancelled.
 #[must_use]
 pub fn cancelled() -> Outcome {
@@ -313,6 +323,7 @@ fn ended(
     next.facts = facts;
     next.artifacts = artifacts;
     next.log_end = Some(log_end);
+    next.notice = job.request.notify_url.is_some().then_some(Notice { attempts: 0, due: now });
     let note = Some(outcome.message.clone());
     next.outcome = Some(outcome);
     stepped(next, now, verb, note)

@@ -86,6 +86,13 @@ pub enum Verb {
         finish: Box<Finish>,
     },
     Cancel,
+    /// The webhook of an ended job was tried: `next` is when to try again, `None` that nothing more will be tried.
+    Notified {
+        /// Deliveries tried before this one, so that of two notifiers only one counts.
+        attempts: u32,
+        next: Option<Timestamp>,
+        note: String,
+    },
 }
 
 impl Verb {
@@ -100,6 +107,7 @@ impl Verb {
             Self::End { .. } => "end",
             Self::Finish { .. } => "finish",
             Self::Cancel => "cancel",
+            Self::Notified { .. } => "notify",
         }
     }
 }
@@ -130,6 +138,8 @@ pub enum Refusal {
     BadTransition { from: State, to: State },
     #[error("the reason given for ending the job does not hold")]
     ReasonDoesNotHold,
+    #[error("there is no notification to be delivered")]
+    NoNotice,
 }
 
 /// The record as it shall be, and what follows from it.

@@ -29,7 +29,17 @@ fn queued() -> JobRecord {
 }
 
 fn new_job(job: JobRecord) -> NewJob {
-    NewJob { job, idempotency: None, quota: QuotaRule { month: "2027-01".to_owned(), cap: Some(u32::MAX), resets_at: at(9) } }
+    NewJob {
+        job,
+        idempotency: None,
+        quota: QuotaRule {
+            month: "2027-01".to_owned(),
+            included: None,
+            cap: Some(u32::MAX),
+            overage_micro_usd: 0,
+            resets_at: at(9),
+        },
+    }
 }
 
 /// The store's writes for one job, without anything around them.

@@ -1,7 +1,7 @@
 //! Users, tokens, device logins, credentials, secrets, quota.
 
 use async_trait::async_trait;
-use ckrv_core::id::UserId;
+use ckrv_core::id::{JobId, UserId};
 use ckrv_core::wire::{CredentialType, Provider, Tier};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,90 @@ pub struct User {
     pub email: String,
     pub name: String,
     pub tier: Tier,
+    #[serde(default)]
+    pub role: Role,
     pub created_at: Timestamp,
+    /// No token of this user is good any more.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    User,
+    /// May read the ledger and the audit records, and list, promote and disable users.
+    Admin,
+}
+
+/// Who somebody is at an identity provider: `iss` and `sub` of OpenID Connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    pub issuer: String,
+    pub subject: String,
+}
+
+/// A token for automation, as stored: only its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceToken {
+    pub id: String,
+    pub sha256: String,
+    pub owner: UserId,
+    /// The owner's name for it.
+    pub name: String,
+    /// What it may do, for example `jobs:read`.
+    pub scopes: Vec<String>,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// One change, for those who must be able to tell later who did it. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    pub id: String,
+    pub at: Timestamp,
+    /// Who: a user's id, or `operator`, `worker`, `anonymous`.
+    pub actor: String,
+    /// By which token: a refresh family's or a service token's id.
+    #[serde(default)]
+    pub via: Option<String>,
+    /// What was done, for example `credential.create`.
+    pub action: String,
+    /// To what: an id or a name.
+    pub target: String,
+    /// From where: the client's address as far as it is known.
+    #[serde(default)]
+    pub from: Option<String>,
+    #[serde(default)]
+    pub request_id: Option<String>,
+    /// The user whose thing it is.
+    #[serde(default)]
+    pub owner: Option<UserId>,
+}
+
+/// A month of one user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MonthUsage {
+    /// Jobs counted; those given back are not among them.
+    pub jobs: u32,
+    pub overage_jobs: u32,
+    pub overage_micro_usd: u64,
+    /// What the agents of the jobs that ended said they cost.
+    pub agent_micro_usd: u64,
+}
+
+/// A job beyond the included ones, for billing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    pub month: String,
+    pub owner: UserId,
+    pub job: JobId,
+    pub at: Timestamp,
+    pub micro_usd: u64,
+    /// Given back because the job failed by our fault or never began; not to be billed.
+    pub voided_at: Option<Timestamp>,
 }
 
 /// An access token as stored: only its hash.
@@ -93,9 +176,19 @@ pub struct Credential {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Secret {
     pub name: String,
-    pub value: Sealed,
+    pub value: SecretValue,
     pub created_at: Timestamp,
     pub last_used_at: Option<Timestamp>,
+}
+
+/// Where a secret's value is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SecretValue {
+    /// Here, with the owner's id and the name as context.
+    Sealed(Sealed),
+    /// In the cloud's own secrets manager, read when a job needs it: [`crate::References`].
+    Reference { reference: String },
 }
 
 /// Whether a conditional put took place.
@@ -108,12 +201,21 @@ pub enum Put {
 
 #[async_trait]
 pub trait AccountStore: Send + Sync {
+    /// Inserts or replaces.
     async fn put_user(&self, user: &User) -> Result<(), StoreError>;
     async fn user(&self, id: UserId) -> Result<Option<User>, StoreError>;
     async fn users(&self) -> Result<Vec<User>, StoreError>;
 
+    /// The user who was linked with this login.
+    async fn user_by_login(&self, login: &Login) -> Result<Option<UserId>, StoreError>;
+    /// Links a login with a user, once: of two first sign-ins at the same time one gets [`Put::Exists`].
+    async fn link_login(&self, login: &Login, user: UserId) -> Result<Put, StoreError>;
+
     /// Jobs counted against the month `yyyy-mm`.
     async fn quota_used(&self, user: UserId, month: &str) -> Result<u32, StoreError>;
+    async fn month_usage(&self, user: UserId, month: &str) -> Result<MonthUsage, StoreError>;
+    /// The month's jobs beyond the included ones, of all users, ordered by owner and job.
+    async fn ledger(&self, month: &str) -> Result<Vec<LedgerEntry>, StoreError>;
 
     async fn put_access_token(&self, token: &AccessToken) -> Result<(), StoreError>;
     async fn access_token(&self, sha256: &str) -> Result<Option<AccessToken>, StoreError>;
@@ -124,6 +226,23 @@ pub trait AccountStore: Send + Sync {
     async fn rotate_family(&self, family: &RefreshFamily, expected_current: &str) -> Result<bool, StoreError>;
     /// Revokes a family and every access token of it.
     async fn revoke_family(&self, id: &str) -> Result<(), StoreError>;
+
+    /// Logins that were not revoked, oldest first.
+    async fn families_of(&self, user: UserId) -> Result<Vec<RefreshFamily>, StoreError>;
+
+    /// [`Put::Exists`]: a token of this id or hash is there.
+    async fn put_service_token(&self, token: &ServiceToken) -> Result<Put, StoreError>;
+    async fn service_token(&self, sha256: &str) -> Result<Option<ServiceToken>, StoreError>;
+    /// Oldest first.
+    async fn service_tokens(&self, owner: UserId) -> Result<Vec<ServiceToken>, StoreError>;
+    /// `false`: there was none. From then on [`AccountStore::service_token`] does not find it.
+    async fn delete_service_token(&self, owner: UserId, id: &str) -> Result<bool, StoreError>;
+    /// Notes the use, at most once a minute for each token, so that a busy one does not write each time.
+    async fn service_token_used(&self, token: &ServiceToken, at: Timestamp) -> Result<(), StoreError>;
+
+    async fn audit(&self, record: &AuditRecord) -> Result<(), StoreError>;
+    /// Records of the day `yyyy-mm-dd` (UTC), oldest first.
+    async fn audit_of(&self, day: &str) -> Result<Vec<AuditRecord>, StoreError>;
 
     async fn put_device(&self, login: &DeviceLogin) -> Result<(), StoreError>;
     async fn device(&self, device_sha256: &str) -> Result<Option<DeviceLogin>, StoreError>;

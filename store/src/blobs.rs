@@ -1,7 +1,10 @@
 //! Artifacts: specs, diffs, transcripts, logs, manifests.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+use secrecy::SecretString;
 
 use crate::error::StoreError;
 
@@ -22,5 +25,7 @@ pub trait Blobs: Send + Sync {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError>;
     /// Deletes everything under `prefix/`; nothing there is success.
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError>;
+    /// A URL that anybody may read this blob by for `valid`, at most 15 minutes; `None` where the backend has no such thing.
+    async fn presign(&self, key: &str, valid: Duration) -> Result<Option<SecretString>, StoreError>;
     async fn ping(&self) -> Result<(), StoreError>;
 }

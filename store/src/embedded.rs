@@ -9,7 +9,7 @@ use crate::files::FileBlobs;
 use crate::local_vault::LocalVault;
 use crate::signals::Signals;
 use crate::sqlite::{Durability, SqliteStore};
-use crate::{StoreError, Stores};
+use crate::{NoReferences, StoreError, Stores};
 
 /// Opens or creates the stores in `folder`: `ckrv.db`, `blobs/` and `master.key`, readable by their owner only.
 /// Takes no lock: a server that must be the only one takes its own. To be called where blocking is allowed; it takes some milliseconds.
@@ -32,6 +32,7 @@ pub fn open_embedded(folder: &Path) -> Result<Stores, StoreError> {
         blobs: Arc::new(FileBlobs::open(folder)?),
         sealer: vault.clone(),
         opener: vault,
+        references: Arc::new(NoReferences),
         signals,
     })
 }

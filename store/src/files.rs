@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use secrecy::SecretString;
 
 use crate::blobs::{Blobs, PutBlobError};
 use crate::error::StoreError;
@@ -129,6 +130,10 @@ impl Blobs for FileBlobs {
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError> {
         let prefix = prefix.trim_end_matches('/').to_owned();
         self.run(move |this| this.delete_folder(&prefix)).await?
+    }
+
+    async fn presign(&self, _: &str, _: Duration) -> Result<Option<SecretString>, StoreError> {
+        Ok(None)
     }
 
     async fn ping(&self) -> Result<(), StoreError> {

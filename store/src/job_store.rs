@@ -30,9 +30,24 @@ pub struct Idempotency {
 #[derive(Clone, Debug)]
 pub struct QuotaRule {
     pub month: String,
+    /// Jobs that cost nothing extra; each one beyond is recorded in the ledger. `None`: all.
+    pub included: Option<u32>,
     /// Included jobs plus allowed overage; `None` is no limit.
     pub cap: Option<u32>,
+    /// The price of a job beyond the included ones, in millionths of a US dollar.
+    pub overage_micro_usd: u64,
     pub resets_at: Timestamp,
+}
+
+/// What waits and what runs, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Queued jobs, due or not.
+    pub queued: u64,
+    /// When the oldest of them was made.
+    pub oldest: Option<Timestamp>,
+    /// Jobs under a lease.
+    pub running: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +79,8 @@ pub struct SetAside {
 
 #[async_trait]
 pub trait JobStore: Send + Sync {
-    /// Makes a job: idempotency key, quota, job and list entry in one transaction. A replay answers even at full quota.
+    /// Makes a job: idempotency key, quota, job and list entry in one transaction, and a ledger entry where the job is beyond the included
+    /// ones (its `charge_micro_usd` is set here). A replay answers even at full quota.
     async fn create_job(&self, new: NewJob, now: Timestamp) -> Result<Created, CreateError>;
 
     /// Strongly consistent.
@@ -94,7 +110,8 @@ pub trait JobStore: Send + Sync {
     /// Queued jobs that will never be due by themselves: the deadline passed while they waited, cancelled, unclaimed too long.
     async fn stuck(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRecord>, StoreError>;
 
-    /// Applies one verb: read, [`ckrv_core::machine::apply`], conditional write with event, quota refund and queue keys, in one transaction.
+    /// Applies one verb: read, [`ckrv_core::machine::apply`], conditional write with event, quota refund (which also voids the job's ledger
+    /// entry), the agent's cost in the month's usage, and queue keys, in one transaction.
     /// When the job ends, `log_end` becomes the place of the last entry that is stored, whatever the verb says: a caller's view may be older.
     /// `Verb::Claim { has_room }` is the caller's view; use [`JobStore::running_of`].
     async fn apply(&self, id: JobId, verb: &Verb, now: Timestamp) -> Result<JobRecord, VerbError>;
@@ -113,6 +130,20 @@ pub trait JobStore: Send + Sync {
 
     /// The last entry's place, or the default cursor of an empty log.
     async fn log_tail(&self, id: JobId) -> Result<Cursor, StoreError>;
+
+    /// Notes that somebody follows the job's log until `until`, for the worker that holds it. A hint.
+    async fn watch(&self, job: &JobRecord, until: Timestamp) -> Result<(), StoreError>;
+
+    /// The jobs of this worker whose logs are followed by now, as far as other processes have noted it; those of this process are signalled.
+    async fn watched(&self, worker: &str, now: Timestamp) -> Result<Vec<JobId>, StoreError>;
+
+    /// Ended jobs whose webhook is due, longest due first.
+    async fn to_notify(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRecord>, StoreError>;
+
+    /// Puts an ended job's log into the form in which it is kept: cheap to hold and to read. May be repeated; reads give the same as before.
+    async fn compact_log(&self, id: JobId) -> Result<(), StoreError>;
+
+    async fn depth(&self) -> Result<QueueDepth, StoreError>;
 
     /// Deletes logs and list entries of jobs that expired before `now`; gives the jobs whose blobs may go too. Housekeeping: every read checks the time itself.
     async fn purge_expired(&self, now: Timestamp, limit: usize) -> Result<Vec<JobId>, StoreError>;

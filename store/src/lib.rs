@@ -1,27 +1,44 @@
-//! Where jobs, accounts and artifacts are kept: small traits in plain data, and the embedded backend (SQLite and files).
+//! Where jobs, accounts and artifacts are kept: small traits in plain data, and two backends: embedded (SQLite and files) and aws (DynamoDB
+//! and S3).
 //!
 //! Every backend passes the same suite: [`contract`].
 
 mod account_store;
+#[cfg(feature = "aws")]
+mod aws;
 mod blobs;
+mod config;
 pub mod contract;
+#[cfg(feature = "embedded")]
 mod embedded;
 mod error;
+#[cfg(feature = "embedded")]
 mod files;
 mod job_store;
+#[cfg(feature = "embedded")]
 mod local_vault;
+mod references;
 mod signals;
+#[cfg(feature = "embedded")]
 mod sqlite;
 mod vault;
 
 pub use account_store::*;
+#[cfg(feature = "aws")]
+pub use aws::open_aws;
 pub use blobs::*;
+pub use config::*;
+#[cfg(feature = "embedded")]
 pub use embedded::open_embedded;
 pub use error::*;
+#[cfg(feature = "embedded")]
 pub use files::FileBlobs;
 pub use job_store::*;
+#[cfg(feature = "embedded")]
 pub use local_vault::LocalVault;
+pub use references::*;
 pub use signals::*;
+#[cfg(feature = "embedded")]
 pub use sqlite::{Durability, SqliteStore};
 pub use vault::*;
 
@@ -35,6 +52,7 @@ pub struct Stores {
     pub blobs: Arc<dyn Blobs>,
     pub sealer: Arc<dyn Sealer>,
     pub opener: Arc<dyn Opener>,
+    pub references: Arc<dyn References>,
     /// Hints within this process that something changed. Losing one costs time, never truth.
     pub signals: Signals,
 }

@@ -39,7 +39,7 @@ fn queued() -> JobRecord {
 
 async fn make(stores: &Stores) -> JobRecord {
     let job = queued();
-    let quota = QuotaRule { month: "2027-01".to_owned(), cap: None, resets_at: at(9) };
+    let quota = QuotaRule { month: "2027-01".to_owned(), included: None, cap: None, overage_micro_usd: 0, resets_at: at(9) };
     stores.jobs.create_job(NewJob { job: job.clone(), idempotency: None, quota }, at(0)).await.unwrap();
     job
 }

@@ -7,9 +7,11 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use ckrv_core::id::JobId;
+use ckrv_core::job::JobRecord;
 use ckrv_core::log::{Cursor, LogEntry};
 use ckrv_store::{Signal, StoreError};
 use futures::stream;
+use jiff::SignedDuration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
@@ -22,6 +24,8 @@ const POLL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How often the worker is told that somebody watches.
 const WATCHED: Duration = Duration::from_secs(5);
+/// For how long that counts.
+const WATCHED_FOR: SignedDuration = SignedDuration::from_secs(15);
 /// Entries in one write.
 const BATCH: usize = 200;
 /// Failures of the store in a row, after which the client is left to come back.
@@ -79,7 +83,6 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
         return None;
     }
     loop {
-        follower.tell_watched();
         let chunk = match follower.look().await {
             Ok(Step::Send(text)) => text,
             Ok(Step::End) => {
@@ -111,10 +114,14 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
 }
 
 impl Follower {
-    fn tell_watched(&mut self) {
-        if self.last_watched.is_none_or(|last| last.elapsed() >= WATCHED) {
-            self.last_watched = Some(Instant::now());
-            self.state.stores.signals.send(Signal::Watched(self.id));
+    /// For the worker to send what it has sooner. A hint: where it can't be noted, the log comes later.
+    async fn tell_watched(&mut self, job: &JobRecord) {
+        if self.last_watched.is_some_and(|last| last.elapsed() < WATCHED) {
+            return;
+        }
+        self.last_watched = Some(Instant::now());
+        if let Err(error) = self.state.stores.jobs.watch(job, self.state.now() + WATCHED_FOR).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, job = %self.id, "that a log is followed could not be noted");
         }
     }
 
@@ -124,6 +131,9 @@ impl Follower {
         let Some(job) = self.state.stores.jobs.job(self.id).await? else { return Ok(Step::Gone) };
         if job.is_expired(self.state.now()) {
             return Ok(Step::Gone);
+        }
+        if !job.state.is_final() {
+            self.tell_watched(&job).await;
         }
         let entries = self.state.stores.jobs.read_log(self.id, self.cursor, BATCH).await?;
         self.failures = 0;

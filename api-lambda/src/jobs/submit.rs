@@ -55,6 +55,8 @@ pub(crate) async fn submit(
         retention_seconds: state.config.retention_seconds,
         expires_at: None,
         quota_month: quota.month.clone(),
+        charge_micro_usd: 0,
+        notice: None,
     };
     let put = state.stores.blobs.put(&job.spec_key, submission.spec).await;
     put.map_err(|error| match error {

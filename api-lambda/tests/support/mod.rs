@@ -17,7 +17,7 @@ use ckrv_core::job::{Artifact, Facts, JobRecord, Outcome, OutcomeClass, State};
 use ckrv_core::log::{Cursor, Level, LogEntry};
 use ckrv_core::machine::{Finish, Verb};
 use ckrv_core::wire::{AgentInfo, AgentSecret, Tier};
-use ckrv_store::{AccessToken, Stores, User, open_embedded};
+use ckrv_store::{AccessToken, Role, Stores, User, open_embedded};
 use http_body_util::BodyExt;
 use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
@@ -167,7 +167,9 @@ impl Service {
             email: "s@x".into(),
             name: "S".into(),
             tier: Tier::Free,
+            role: Role::User,
             created_at: self.clock.now(),
+            disabled: false,
         };
         self.state.stores.accounts.put_user(&user).await.unwrap();
         self.token_of(user.id).await

@@ -58,5 +58,7 @@ pub fn queued(number: u32, created: i64) -> JobRecord {
         retention_seconds: 7 * 24 * 3600,
         expires_at: None,
         quota_month: "2027-01".to_owned(),
+        charge_micro_usd: 0,
+        notice: None,
     }
 }

@@ -140,6 +140,7 @@ impl World {
                 truth.cancel_accepted = true;
                 truth.cancelled_in_queue |= before.state == State::Queued;
             }
+            Verb::Notified { .. } => unreachable!("no job of the simulation has a webhook"),
             Verb::End { reason: EndReason::Deadline, .. } => {}
             Verb::Reap { .. } | Verb::End { .. } => {
                 let lease = before.lease.as_ref();

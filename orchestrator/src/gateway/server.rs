@@ -15,7 +15,9 @@ use axum::routing::{get, post, put};
 use ckrv_core::id::{ClaimId, Fence, JobId};
 use ckrv_core::job::JobRecord;
 use ckrv_core::machine::{Finish, Refusal, Verb};
-use ckrv_store::{AppendError, PutBlobError, SealContext, Signal, StoreError, Stores, VerbError};
+use ckrv_store::{
+    AppendError, PutBlobError, Reference, ReferenceError, SealContext, SecretValue, Signal, StoreError, Stores, VerbError,
+};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
@@ -186,6 +188,16 @@ impl From<StoreError> for Denied {
     }
 }
 
+impl From<ReferenceError> for Denied {
+    fn from(error: ReferenceError) -> Self {
+        match error {
+            ReferenceError::Store(error) => error.into(),
+            ReferenceError::NotFound(name) => Self(Denial::Missing(format!("the secret `{name}` of the secrets manager"))),
+            ReferenceError::Refused(_) => Self(Denial::Missing("the secret that a reference names".to_owned())),
+        }
+    }
+}
+
 impl From<VerbError> for Denied {
     fn from(error: VerbError) -> Self {
         match error {
@@ -334,7 +346,16 @@ async fn secret(
     let name = given.unwrap_or(&slot);
     if let Some(secret) = gateway.stores.accounts.secret(record.owner, name).await? {
         let owner = record.owner.to_string();
-        let value = gateway.stores.opener.open(SealContext { owner: &owner, kind: "secret", name }, &secret.value).await?;
+        let value = match &secret.value {
+            SecretValue::Sealed(sealed) => {
+                gateway.stores.opener.open(SealContext { owner: &owner, kind: "secret", name }, sealed).await?
+            }
+            // Checked again: the record says what its owner once might name, the rule of today says what they may.
+            SecretValue::Reference { reference } => {
+                let reference = Reference::parse(record.owner, reference)?;
+                gateway.stores.references.resolve(&reference).await?
+            }
+        };
         gateway.stores.accounts.secret_used(record.owner, name, (gateway.clock)()).await?;
         return Ok(Json(SecretAnswer { value: Some(value) }));
     }

@@ -6,7 +6,8 @@ use tokio::task::JoinSet;
 
 use super::{at, new_user};
 use crate::{
-    AccessToken, Credential, DeviceLogin, DeviceState, PreviousRefresh, Put, RefreshFamily, Sealed, Secret, Stores, User,
+    AccessToken, AuditRecord, Credential, DeviceLogin, DeviceState, Login, PreviousRefresh, Put, RefreshFamily, Role, Sealed,
+    Secret, SecretValue, ServiceToken, Stores, User,
 };
 
 fn sealed(text: &str) -> Sealed {
@@ -27,7 +28,7 @@ fn credential(name: &str, value: &str) -> Credential {
 }
 
 fn secret(name: &str) -> Secret {
-    Secret { name: name.to_owned(), value: sealed("dmFsdWU="), created_at: at(0), last_used_at: None }
+    Secret { name: name.to_owned(), value: SecretValue::Sealed(sealed("dmFsdWU=")), created_at: at(0), last_used_at: None }
 }
 
 fn token(sha256: &str, user: UserId, family: &str, expires: i64) -> AccessToken {
@@ -61,8 +62,15 @@ fn device(sha256: &str, code: &str) -> DeviceLogin {
 }
 
 pub async fn a_user_is_read_back(stores: &Stores) {
-    let mut user =
-        User { id: new_user(), email: "a@example.org".to_owned(), name: "Ada".to_owned(), tier: Tier::Free, created_at: at(0) };
+    let mut user = User {
+        id: new_user(),
+        email: "a@example.org".to_owned(),
+        name: "Ada".to_owned(),
+        tier: Tier::Free,
+        role: Role::User,
+        created_at: at(0),
+        disabled: false,
+    };
     stores.accounts.put_user(&user).await.unwrap();
     user.tier = Tier::Pro;
     stores.accounts.put_user(&user).await.unwrap();
@@ -202,4 +210,107 @@ pub async fn the_last_use_is_noted_and_never_goes_back(stores: &Stores) {
     assert_eq!(stores.accounts.secret(owner, "s").await.unwrap().unwrap().last_used_at, Some(at(30)));
     assert_eq!(stores.accounts.credential(owner, "c").await.unwrap().unwrap().last_used_at, Some(at(30)));
     assert_eq!(stores.accounts.secrets(owner).await.unwrap().len(), 1);
+}
+
+pub async fn a_login_is_linked_with_one_user(stores: &Stores) {
+    let login = Login { issuer: "https://id.example.org".to_owned(), subject: "1".to_owned() };
+    assert_eq!(stores.accounts.user_by_login(&login).await.unwrap(), None);
+    let mut tries = JoinSet::new();
+    for _ in 0..8 {
+        let (accounts, login, user) = (stores.accounts.clone(), login.clone(), new_user());
+        tries.spawn(async move { (user, accounts.link_login(&login, user).await.unwrap()) });
+    }
+    let linked: Vec<_> = tries.join_all().await.into_iter().filter(|(_, put)| *put == Put::Done).map(|(user, _)| user).collect();
+    assert_eq!(linked.len(), 1);
+    assert_eq!(stores.accounts.user_by_login(&login).await.unwrap(), Some(linked[0]));
+    // The same subject at another issuer is somebody else.
+    let other = Login { issuer: "https://other.example.org".to_owned(), ..login };
+    assert_eq!(stores.accounts.user_by_login(&other).await.unwrap(), None);
+}
+
+fn service_token(owner: UserId, id: &str, seconds: i64) -> ServiceToken {
+    ServiceToken {
+        id: id.to_owned(),
+        sha256: format!("hash-of-{id}"),
+        owner,
+        name: "ci".to_owned(),
+        scopes: vec!["jobs:read".to_owned()],
+        created_at: at(seconds),
+        expires_at: None,
+        last_used_at: None,
+    }
+}
+
+pub async fn a_service_token_is_found_by_its_hash_until_it_is_deleted(stores: &Stores) {
+    let (owner, stranger) = (new_user(), new_user());
+    let (first, second) = (service_token(owner, "t1", 0), service_token(owner, "t2", 1));
+    for token in [&second, &first] {
+        assert_eq!(stores.accounts.put_service_token(token).await.unwrap(), Put::Done);
+    }
+    assert_eq!(stores.accounts.put_service_token(&first).await.unwrap(), Put::Exists);
+    assert_eq!(stores.accounts.service_token("hash-of-t1").await.unwrap(), Some(first.clone()));
+    assert_eq!(stores.accounts.service_tokens(owner).await.unwrap(), [first.clone(), second.clone()]);
+    assert_eq!(stores.accounts.service_tokens(stranger).await.unwrap(), []);
+    assert!(!stores.accounts.delete_service_token(stranger, "t1").await.unwrap(), "somebody else's");
+    assert!(stores.accounts.delete_service_token(owner, "t1").await.unwrap());
+    assert!(!stores.accounts.delete_service_token(owner, "t1").await.unwrap());
+    assert_eq!(stores.accounts.service_token("hash-of-t1").await.unwrap(), None);
+    assert_eq!(stores.accounts.service_tokens(owner).await.unwrap(), [second]);
+    // A use that is noted late does not bring it back.
+    stores.accounts.service_token_used(&first, at(100)).await.unwrap();
+    assert_eq!(stores.accounts.service_token("hash-of-t1").await.unwrap(), None);
+}
+
+pub async fn a_service_tokens_use_is_noted_once_a_minute(stores: &Stores) {
+    let token = service_token(new_user(), "t1", 0);
+    stores.accounts.put_service_token(&token).await.unwrap();
+    stores.accounts.service_token_used(&token, at(100)).await.unwrap();
+    let used = stores.accounts.service_token("hash-of-t1").await.unwrap().unwrap();
+    assert_eq!(used.last_used_at, Some(at(100)));
+    stores.accounts.service_token_used(&used, at(130)).await.unwrap();
+    assert_eq!(stores.accounts.service_token("hash-of-t1").await.unwrap().unwrap().last_used_at, Some(at(100)));
+    stores.accounts.service_token_used(&used, at(161)).await.unwrap();
+    let [listed] = &stores.accounts.service_tokens(token.owner).await.unwrap()[..] else { panic!("one token") };
+    assert_eq!(listed.last_used_at, Some(at(161)));
+}
+
+pub async fn logins_of_a_user_are_listed_until_revoked(stores: &Stores) {
+    let user = new_user();
+    for (id, seconds, user) in [("f2", 1, user), ("f1", 0, user), ("f3", 2, new_user())] {
+        let family = RefreshFamily {
+            id: id.to_owned(),
+            user,
+            current_sha256: id.to_owned(),
+            previous: None,
+            created_at: at(seconds),
+            expires_at: at(1000),
+            revoked: false,
+        };
+        stores.accounts.put_family(&family).await.unwrap();
+    }
+    let ids = async || stores.accounts.families_of(user).await.unwrap().into_iter().map(|family| family.id).collect::<Vec<_>>();
+    assert_eq!(ids().await, ["f1", "f2"]);
+    stores.accounts.revoke_family("f1").await.unwrap();
+    assert_eq!(ids().await, ["f2"]);
+}
+
+pub async fn audit_records_are_read_by_day_in_order(stores: &Stores) {
+    let record = |id: &str, seconds: i64| AuditRecord {
+        id: id.to_owned(),
+        at: at(seconds),
+        actor: "a".to_owned(),
+        via: None,
+        action: "job.create".to_owned(),
+        target: "j".to_owned(),
+        from: Some("192.0.2.1".to_owned()),
+        request_id: None,
+        owner: Some(new_user()),
+    };
+    let (early, late, next_day) = (record("b", 10), record("a", 20), record("c", 86_400));
+    for each in [&late, &next_day, &early] {
+        stores.accounts.audit(each).await.unwrap();
+    }
+    assert_eq!(stores.accounts.audit_of("2027-01-15").await.unwrap(), [early, late]);
+    assert_eq!(stores.accounts.audit_of("2027-01-16").await.unwrap(), [next_day]);
+    assert_eq!(stores.accounts.audit_of("2027-01-17").await.unwrap(), []);
 }

@@ -110,7 +110,7 @@ pub async fn a_quota_of_zero_lets_nothing_through_and_no_cap_lets_everything_thr
 pub async fn months_are_counted_apart(stores: &Stores) {
     let owner = new_user();
     make(stores, owner, 0).await;
-    let next = QuotaRule { month: "2027-02".to_owned(), cap: Some(1), resets_at: at(9) };
+    let next = QuotaRule { month: "2027-02".to_owned(), cap: Some(1), ..quota(None) };
     let made = stores.jobs.create_job(NewJob { job: record(owner, 1), idempotency: None, quota: next }, at(1)).await.unwrap();
     let Created::New(made) = made else { panic!("{made:?}") };
     assert_eq!(made.quota_month, "2027-02", "what is given back later must be given back to this month");

@@ -15,8 +15,10 @@ pub mod blobs;
 pub mod create;
 pub mod lists;
 pub mod logs;
+pub mod notices;
 pub mod queue;
 pub mod seals;
+pub mod usage;
 
 use std::any::Any;
 
@@ -52,7 +54,9 @@ macro_rules! contract_tests {
                 a_family_is_rotated_by_one_of_many, a_revoked_family_is_never_rotated_and_its_tokens_are_gone,
                 a_device_login_changes_state_once, a_device_login_is_found_by_its_user_code,
                 a_credential_is_put_once_by_one_of_many, credentials_of_users_do_not_mix, a_secret_is_put_once_and_deleted_once,
-                the_last_use_is_noted_and_never_goes_back;
+                the_last_use_is_noted_and_never_goes_back, a_login_is_linked_with_one_user,
+                a_service_token_is_found_by_its_hash_until_it_is_deleted, a_service_tokens_use_is_noted_once_a_minute,
+                logins_of_a_user_are_listed_until_revoked, audit_records_are_read_by_day_in_order;
             blobs: a_blob_is_read_back, the_same_content_again_is_success, other_content_is_a_conflict_and_changes_nothing,
                 one_of_many_writers_decides_a_blob, a_prefix_is_deleted_with_all_below_and_nothing_beside,
                 a_key_that_leaves_the_store_is_refused;
@@ -78,6 +82,9 @@ macro_rules! contract_tests {
                 every_step_is_an_event;
             seals: a_value_is_opened_where_it_was_sealed, another_owner_kind_or_name_opens_nothing, parts_can_not_be_shifted_between_fields,
                 a_changed_value_is_not_opened, equal_values_are_sealed_differently;
+            usage: a_job_beyond_the_included_ones_is_in_the_ledger, racing_creates_charge_exactly_what_is_beyond,
+                a_refund_voids_the_ledger_entry_once, an_agents_cost_is_counted_at_the_end_of_its_job, the_depth_tells_what_waits_and_runs;
+            notices: an_ended_job_is_to_be_notified_until_it_was, one_of_many_notifiers_counts, a_job_without_a_url_is_never_notified;
         }
     };
     (@all $fixture:path; $($module:ident: $($test:ident),+;)+) => {$(
@@ -156,11 +163,13 @@ pub(crate) fn record(owner: UserId, created: i64) -> JobRecord {
         retention_seconds: 7 * 24 * 3600,
         expires_at: None,
         quota_month: MONTH.to_owned(),
+        charge_micro_usd: 0,
+        notice: None,
     }
 }
 
 pub(crate) fn quota(cap: Option<u32>) -> QuotaRule {
-    QuotaRule { month: MONTH.to_owned(), cap, resets_at: at(1_000_000) }
+    QuotaRule { month: MONTH.to_owned(), included: None, cap, overage_micro_usd: 0, resets_at: at(1_000_000) }
 }
 
 pub(crate) fn new_job(job: JobRecord) -> NewJob {

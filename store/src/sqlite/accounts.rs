@@ -7,10 +7,13 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::SqliteStore;
 use super::fault::{Bad, Fault, Place};
 use super::job_rows::{micros, to_json};
-use crate::account_store::{AccessToken, AccountStore, Credential, DeviceLogin, DeviceState, Put, RefreshFamily, Secret, User};
+use super::{SqliteStore, usage};
+use crate::account_store::{
+    AccessToken, AccountStore, AuditRecord, Credential, DeviceLogin, DeviceState, LedgerEntry, Login, MonthUsage, Put,
+    RefreshFamily, Secret, ServiceToken, User,
+};
 use crate::error::StoreError;
 
 const USER: &str = "user";
@@ -19,6 +22,8 @@ const FAMILY: &str = "family";
 const DEVICE: &str = "device";
 const CREDENTIAL: &str = "credential";
 const SECRET: &str = "secret";
+const LOGIN: &str = "login";
+const SERVICE: &str = "service";
 
 /// One row of `accounts`.
 struct Item {
@@ -50,9 +55,10 @@ impl Item {
 
     fn of_family(family: &RefreshFamily) -> Result<Self, StoreError> {
         let item = Self::new(FAMILY, &family.id, family.created_at, family)?;
+        let link = family.user.to_string();
         // No token's hash is empty, so nobody rotates a revoked family.
         let guard = if family.revoked { String::new() } else { family.current_sha256.clone() };
-        Ok(Self { guard, expires_at: Some(family.expires_at), ..item })
+        Ok(Self { guard, link, expires_at: Some(family.expires_at), ..item })
     }
 
     fn of_device(login: &DeviceLogin) -> Result<Self, StoreError> {
@@ -69,6 +75,16 @@ impl Item {
     fn of_secret(owner: UserId, secret: &Secret) -> Result<Self, StoreError> {
         let item = Self::new(SECRET, &secret.name, secret.created_at, secret)?;
         Ok(Self { owner: owner.to_string(), ..item })
+    }
+
+    fn of_service_token(token: &ServiceToken) -> Result<Self, StoreError> {
+        let item = Self::new(SERVICE, &token.id, token.created_at, token)?;
+        let owner = token.owner.to_string();
+        Ok(Self { owner, link: token.sha256.clone(), expires_at: token.expires_at, ..item })
+    }
+
+    fn of_login(login: &Login, user: UserId) -> Result<Self, StoreError> {
+        Self::new(LOGIN, &login_name(login), Timestamp::UNIX_EPOCH, &user)
     }
 
     /// Inserts the row, or does what `conflict` says; gives whether a row was written.
@@ -122,6 +138,11 @@ impl Item {
     }
 }
 
+/// Issuer and subject as one name; neither can hold a line end.
+fn login_name(login: &Login) -> String {
+    format!("{}\n{}", login.issuer, login.subject)
+}
+
 fn guard_of(state: DeviceState) -> &'static str {
     match state {
         DeviceState::Pending => "pending",
@@ -151,6 +172,17 @@ fn list<T: DeserializeOwned>(connection: &Connection, kind: &'static str, owner:
         connection.prepare_cached("SELECT owner, name, record FROM accounts WHERE kind = ?1 AND owner = ?2 ORDER BY name")?;
     let rows = statement.query_map(params![kind, owner], |row| decode(kind, row))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The newest row with this link.
+fn linked<T: DeserializeOwned>(connection: &Connection, kind: &'static str, link: &str) -> Result<Option<T>, Fault> {
+    let row = connection
+        .prepare_cached(
+            "SELECT owner, name, record FROM accounts WHERE kind = ?1 AND link = ?2 AND link <> '' ORDER BY created_at DESC LIMIT 1",
+        )?
+        .query_row(params![kind, link], |row| decode(kind, row))
+        .optional()?;
+    Ok(row.transpose()?)
 }
 
 fn delete(connection: &Connection, kind: &'static str, owner: &str, name: &str) -> rusqlite::Result<bool> {
@@ -227,6 +259,98 @@ impl AccountStore for SqliteStore {
         .await
     }
 
+    async fn month_usage(&self, user: UserId, month: &str) -> Result<MonthUsage, StoreError> {
+        let month = month.to_owned();
+        self.read("reading a month's usage", move |connection| usage::month_usage(connection, user, &month)).await
+    }
+
+    async fn ledger(&self, month: &str) -> Result<Vec<LedgerEntry>, StoreError> {
+        let month = month.to_owned();
+        self.read("reading the ledger", move |connection| usage::ledger(connection, &month)).await
+    }
+
+    async fn user_by_login(&self, login: &Login) -> Result<Option<UserId>, StoreError> {
+        self.item(LOGIN, None, &login_name(login)).await
+    }
+
+    async fn link_login(&self, login: &Login, user: UserId) -> Result<Put, StoreError> {
+        self.put_new_item(Item::of_login(login, user)).await
+    }
+
+    async fn families_of(&self, user: UserId) -> Result<Vec<RefreshFamily>, StoreError> {
+        let families: Vec<RefreshFamily> = self
+            .read_all("listing a user's logins", move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT owner, name, record FROM accounts WHERE kind = ?1 AND link = ?2 AND link <> '' ORDER BY created_at, name",
+                )?;
+                let rows = statement.query_map(params![FAMILY, user.to_string()], |row| decode(FAMILY, row))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await?;
+        Ok(families.into_iter().filter(|family| !family.revoked).collect())
+    }
+
+    async fn put_service_token(&self, token: &ServiceToken) -> Result<Put, StoreError> {
+        self.put_new_item(Item::of_service_token(token)).await
+    }
+
+    async fn service_token(&self, sha256: &str) -> Result<Option<ServiceToken>, StoreError> {
+        let sha256 = sha256.to_owned();
+        self.read("reading a service token", move |connection| linked(connection, SERVICE, &sha256)).await
+    }
+
+    async fn service_tokens(&self, owner: UserId) -> Result<Vec<ServiceToken>, StoreError> {
+        let mut tokens: Vec<ServiceToken> = self.items(SERVICE, Some(owner)).await?;
+        tokens.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        Ok(tokens)
+    }
+
+    async fn delete_service_token(&self, owner: UserId, id: &str) -> Result<bool, StoreError> {
+        self.delete_item(SERVICE, owner, id).await
+    }
+
+    async fn service_token_used(&self, token: &ServiceToken, at: Timestamp) -> Result<(), StoreError> {
+        if token.last_used_at.is_some_and(|last| at.duration_since(last) < jiff::SignedDuration::from_mins(1)) {
+            return Ok(());
+        }
+        let (owner, id) = (token.owner.to_string(), token.id.clone());
+        self.write("noting a service token's use", move |connection, _| {
+            // A token that was deleted in between stays deleted.
+            if let Some(mut token) = get::<ServiceToken>(connection, SERVICE, &owner, &id)? {
+                token.last_used_at = token.last_used_at.max(Some(at));
+                Item::of_service_token(&token)?.put(connection)?;
+            }
+            Ok(Ok(()))
+        })
+        .await
+    }
+
+    async fn audit(&self, record: &AuditRecord) -> Result<(), StoreError> {
+        let (at, id, text) = (record.at, record.id.clone(), to_json(record)?);
+        self.write("writing an audit record", move |connection, _| {
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO audit (day, at, id, record) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![at.strftime("%Y-%m-%d").to_string(), micros(at), id, text])?;
+            Ok(Ok(()))
+        })
+        .await
+    }
+
+    async fn audit_of(&self, day: &str) -> Result<Vec<AuditRecord>, StoreError> {
+        let day = day.to_owned();
+        self.read("reading audit records", move |connection| {
+            let mut statement = connection.prepare_cached("SELECT record FROM audit WHERE day = ?1 ORDER BY at, id")?;
+            let rows = statement.query_map([day], |row| row.get::<_, String>(0))?;
+            let mut records = Vec::new();
+            for row in rows {
+                let read = serde_json::from_str(&row?);
+                records.push(read.map_err(|error| StoreError::backend("reading an audit record", error))?);
+            }
+            Ok(records)
+        })
+        .await
+    }
+
     async fn put_access_token(&self, token: &AccessToken) -> Result<(), StoreError> {
         let (item, family) = (Item::of_token(token)?, token.family.clone());
         self.write("storing an access token", move |connection, _| {
@@ -278,16 +402,7 @@ impl AccountStore for SqliteStore {
 
     async fn device_by_user_code(&self, user_code_hmac: &str) -> Result<Option<DeviceLogin>, StoreError> {
         let code = user_code_hmac.to_owned();
-        self.read("reading a device login", move |connection| {
-            let row = connection
-                .prepare_cached(
-                    "SELECT owner, name, record FROM accounts WHERE kind = ?1 AND link = ?2 AND link <> '' ORDER BY created_at DESC LIMIT 1",
-                )?
-                .query_row(params![DEVICE, code], |row| decode(DEVICE, row))
-                .optional()?;
-            Ok(row.transpose()?)
-        })
-        .await
+        self.read("reading a device login", move |connection| linked(connection, DEVICE, &code)).await
     }
 
     async fn update_device(&self, login: &DeviceLogin, expected: DeviceState) -> Result<bool, StoreError> {

@@ -56,14 +56,14 @@ pub(super) fn find(connection: &Connection, id: JobId) -> Result<Option<JobRecor
 
 const INSERT: &str = "
 INSERT INTO jobs (id, owner, state, fence, claim, attempt, cancelled, version, created_at, not_before, deadline, completed_at, expires_at,
-                  seconds, repo, agent, record)
+                  seconds, repo, agent, notify_at, record)
 VALUES (:id, :owner, :state, :fence, :claim, :attempt, :cancelled, :version, :created_at, :not_before, :deadline, :completed_at, :expires_at,
-        :seconds, :repo, :agent, :record)";
+        :seconds, :repo, :agent, :notify_at, :record)";
 
 const UPDATE: &str = "
 UPDATE jobs SET owner = :owner, state = :state, fence = :fence, claim = :claim, attempt = :attempt, cancelled = :cancelled,
     version = :version, created_at = :created_at, not_before = :not_before, deadline = :deadline, completed_at = :completed_at,
-    expires_at = :expires_at, seconds = :seconds, repo = :repo, agent = :agent, record = :record
+    expires_at = :expires_at, seconds = :seconds, repo = :repo, agent = :agent, notify_at = :notify_at, record = :record
 WHERE id = :id";
 
 pub(super) fn insert(connection: &Connection, job: &JobRecord) -> Result<(), Fault> {
@@ -93,6 +93,7 @@ fn put(connection: &Connection, job: &JobRecord, sql: &str) -> Result<(), Fault>
         ":seconds": seconds,
         ":repo": job.request.git_repo_url,
         ":agent": job.request.agent,
+        ":notify_at": job.notice.as_ref().map(|notice| micros(notice.due)),
         ":record": to_json(job)?,
     })?;
     Ok(())

@@ -10,9 +10,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::fault::{Fault, all as all_set_aside};
 use super::job_rows::{self, list_cursor, micros, parse_list_cursor, row_limit};
-use super::{SqliteStore, logs};
+use super::{SqliteStore, logs, usage};
 use crate::error::{AppendError, CreateError, StoreError, VerbError};
-use crate::job_store::{Created, Idempotency, JobFilter, JobStore, NewJob, Page, QuotaRule, SetAside};
+use crate::job_store::{Created, Idempotency, JobFilter, JobStore, NewJob, Page, QueueDepth, SetAside};
 use crate::signals::Signal;
 
 #[async_trait]
@@ -152,6 +152,48 @@ impl JobStore for SqliteStore {
         self.read("reading a log's end", move |connection| job_rows::log_tail(connection, id)).await
     }
 
+    async fn watch(&self, job: &JobRecord, _: Timestamp) -> Result<(), StoreError> {
+        self.signals.send(Signal::Watched(job.id));
+        Ok(())
+    }
+
+    async fn watched(&self, _: &str, _: Timestamp) -> Result<Vec<JobId>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn to_notify(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRecord>, StoreError> {
+        let mut jobs = self
+            .read_all("looking for webhooks that are due", move |connection| {
+                job_rows::select(
+                    connection,
+                    "notify_at <= ?1 ORDER BY notify_at LIMIT ?2",
+                    params![micros(now), row_limit(limit)],
+                )
+            })
+            .await?;
+        jobs.retain(|job| job.notice.as_ref().is_some_and(|notice| notice.due <= now));
+        Ok(jobs)
+    }
+
+    /// Rows are cheap here: a log stays as it was appended.
+    async fn compact_log(&self, _: JobId) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn depth(&self) -> Result<QueueDepth, StoreError> {
+        self.read("measuring the queue", |connection| {
+            let (queued, oldest) = connection
+                .prepare_cached("SELECT count(*), min(created_at) FROM jobs WHERE state = 'queued'")?
+                .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))?;
+            let running: i64 = connection
+                .prepare_cached("SELECT count(*) FROM jobs WHERE claim IS NOT NULL")?
+                .query_row([], |row| row.get(0))?;
+            let oldest = oldest.and_then(|at| Timestamp::from_microsecond(at).ok());
+            Ok(QueueDepth { queued: queued.unsigned_abs(), oldest, running: running.unsigned_abs() })
+        })
+        .await
+    }
+
     async fn purge_expired(&self, now: Timestamp, limit: usize) -> Result<Vec<JobId>, StoreError> {
         let expired = self
             .read_all("looking for expired jobs", move |connection| {
@@ -213,11 +255,9 @@ fn create(
             None => {}
         }
     }
-    if let Some(cap) = count_job(connection, &job, &quota)? {
+    if let Some(cap) = usage::count_job(connection, &mut job, &quota, now)? {
         return Ok(Err(CreateError::QuotaExceeded { cap, resets_at: quota.resets_at }));
     }
-    // What was counted there is given back there.
-    job.quota_month = quota.month;
     job_rows::insert(connection, &job)?;
     if let Some(given) = &idempotency {
         connection
@@ -239,18 +279,6 @@ fn used_key(connection: &Connection, job: &JobRecord, given: &Idempotency) -> ru
         .optional()
 }
 
-/// Counts one job; gives the cap where it was reached already.
-fn count_job(connection: &Connection, job: &JobRecord, quota: &QuotaRule) -> rusqlite::Result<Option<u32>> {
-    let owner = job.owner.to_string();
-    connection
-        .prepare_cached("INSERT INTO quota (owner, month, used) VALUES (?1, ?2, 0) ON CONFLICT DO NOTHING")?
-        .execute(params![owner, quota.month])?;
-    let counted = connection
-        .prepare_cached("UPDATE quota SET used = used + 1 WHERE owner = ?1 AND month = ?2 AND (?3 IS NULL OR used < ?3)")?
-        .execute(params![owner, quota.month, quota.cap])?;
-    Ok(if counted == 0 { quota.cap } else { None })
-}
-
 fn apply(
     connection: &Connection,
     id: JobId,
@@ -268,7 +296,8 @@ fn apply(
     if change.job.version == job.version {
         return Ok(Ok(change.job));
     }
-    if change.job.state.is_final() {
+    let ends = change.job.state.is_final() && !job.state.is_final();
+    if ends {
         // What the log really holds: a caller's view may be older than the last append, and nothing is appended from here on.
         change.job.log_end = Some(job_rows::log_tail(connection, id)?);
     }
@@ -278,9 +307,10 @@ fn apply(
         signals.push(Signal::Changed(id));
     }
     if change.refund {
-        connection
-            .prepare_cached("UPDATE quota SET used = used - 1 WHERE owner = ?1 AND month = ?2 AND used > 0")?
-            .execute(params![change.job.owner.to_string(), change.job.quota_month])?;
+        usage::refund(connection, &change.job, now)?;
+    }
+    if ends {
+        usage::add_agent_cost(connection, &change.job)?;
     }
     if change.job.state == State::Queued {
         signals.push(Signal::Queued(id));

@@ -12,6 +12,7 @@ mod job_rows;
 mod jobs;
 mod logs;
 mod schema;
+mod usage;
 
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -29,6 +30,7 @@ use crate::signals::{Signal, Signals};
 pub struct SqliteStore {
     writer: Writer,
     readers: Arc<Readers>,
+    signals: Signals,
 }
 
 impl std::fmt::Debug for SqliteStore {
@@ -62,7 +64,7 @@ impl SqliteStore {
             Durability::ProcessKill => "normal",
         };
         connection.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
-        Ok(Self { writer: Writer::start(connection, signals)?, readers: Arc::new(Readers::new(file)) })
+        Ok(Self { writer: Writer::start(connection, signals.clone())?, readers: Arc::new(Readers::new(file)), signals })
     }
 
     async fn write<T, E>(

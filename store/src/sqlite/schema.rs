@@ -5,7 +5,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::error::StoreError;
 
 /// Never change a step that was released: add one.
-const STEPS: &[&str] = &[STEP_1];
+const STEPS: &[&str] = &[STEP_1, STEP_2];
 
 /// Times are microseconds since 1970, rounded down; the exact time is in the record. A query may therefore find a record a microsecond
 /// early, and the code behind it compares again.
@@ -89,6 +89,31 @@ CREATE TABLE set_aside (
     content BLOB NOT NULL,
     at INTEGER NOT NULL
 ) STRICT;
+";
+
+const STEP_2: &str = "
+ALTER TABLE quota ADD COLUMN overage_jobs INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quota ADD COLUMN overage_micro_usd INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE quota ADD COLUMN agent_micro_usd INTEGER NOT NULL DEFAULT 0;
+
+ALTER TABLE jobs ADD COLUMN notify_at INTEGER;  -- when a webhook is due
+CREATE INDEX jobs_notify ON jobs (notify_at) WHERE notify_at IS NOT NULL;
+
+CREATE TABLE ledger (
+    month TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    job TEXT NOT NULL,
+    record TEXT NOT NULL,
+    PRIMARY KEY (month, owner, job)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE audit (
+    day TEXT NOT NULL,                  -- yyyy-mm-dd, UTC
+    at INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    record TEXT NOT NULL,
+    PRIMARY KEY (day, at, id)
+) STRICT, WITHOUT ROWID;
 ";
 
 fn version_of(connection: &Connection) -> rusqlite::Result<usize> {
