@@ -47,7 +47,8 @@ pub fn ckrv() -> Result<PathBuf> {
     path.exists().then_some(path).context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")
 }
 
-fn variable(name: &str) -> Result<String> {
+/// What `cargo xtask test` exports under this name.
+pub fn variable(name: &str) -> Result<String> {
     std::env::var(name)
         .with_context(|| format!("{name} is not set: run `cargo xtask test`, or `cargo xtask test --fast` without the bench"))
 }
