@@ -8,6 +8,10 @@ use secrecy::SecretString;
 
 use crate::error::StoreError;
 
+/// Longer keys fit no file system everywhere.
+const MAX_KEY: usize = 512;
+const MAX_SEGMENT: usize = 200;
+
 #[derive(Debug, thiserror::Error)]
 pub enum PutBlobError {
     /// Other content is stored under this key. The same content again is success.
@@ -28,4 +32,15 @@ pub trait Blobs: Send + Sync {
     /// A URL that anybody may read this blob by for `valid`, at most 15 minutes; `None` where the backend has no such thing.
     async fn presign(&self, key: &str, valid: Duration) -> Result<Option<SecretString>, StoreError>;
     async fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// Refuses what is no key: the same for every backend, so that a job can move from one to another.
+pub(crate) fn check_key(key: &str) -> Result<(), StoreError> {
+    let good = key.len() <= MAX_KEY && key.split('/').all(is_segment);
+    if good { Ok(()) } else { Err(StoreError::backend("finding a blob", format!("{key:?} is no blob key"))) }
+}
+
+fn is_segment(segment: &str) -> bool {
+    let chars = segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    chars && !segment.is_empty() && segment.len() <= MAX_SEGMENT && segment != "." && segment != ".."
 }

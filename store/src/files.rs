@@ -10,12 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
 
-use crate::blobs::{Blobs, PutBlobError};
+use crate::blobs::{Blobs, PutBlobError, check_key};
 use crate::error::StoreError;
 
-/// Longer keys fit no file system everywhere.
-const MAX_KEY: usize = 512;
-const MAX_SEGMENT: usize = 200;
 /// No put takes this long: an older temporary file is what a crash left.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 
@@ -56,8 +53,7 @@ impl FileBlobs {
 
     /// The key's file, if the key is one.
     fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
-        let good = key.len() <= MAX_KEY && key.split('/').all(is_segment);
-        if good { Ok(self.root.join(key)) } else { Err(StoreError::backend("finding a blob", format!("{key:?} is no blob key"))) }
+        check_key(key).map(|()| self.root.join(key))
     }
 
     fn put_file(&self, key: &str, content: &[u8]) -> Result<(), PutBlobError> {
@@ -141,11 +137,6 @@ impl Blobs for FileBlobs {
             .await?
             .map_err(|error| StoreError::backend("asking the blob store whether it answers", error))
     }
-}
-
-fn is_segment(segment: &str) -> bool {
-    let chars = segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    chars && !segment.is_empty() && segment.len() <= MAX_SEGMENT && segment != "." && segment != ".."
 }
 
 fn private_folder(path: &Path) -> std::io::Result<()> {

@@ -11,12 +11,14 @@ mod config;
 pub mod contract;
 #[cfg(feature = "embedded")]
 mod embedded;
+mod envelope;
 mod error;
 #[cfg(feature = "embedded")]
 mod files;
 mod job_store;
 #[cfg(feature = "embedded")]
 mod local_vault;
+mod purge;
 mod references;
 mod signals;
 #[cfg(feature = "embedded")]
@@ -36,6 +38,7 @@ pub use files::FileBlobs;
 pub use job_store::*;
 #[cfg(feature = "embedded")]
 pub use local_vault::LocalVault;
+pub use purge::purge;
 pub use references::*;
 pub use signals::*;
 #[cfg(feature = "embedded")]

@@ -6,24 +6,21 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use aes_gcm::aead::{Aead, Payload};
-use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce};
+use aes_gcm::{Aes256Gcm, Nonce};
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use hmac::{Hmac, Mac};
-use secrecy::{ExposeSecret, SecretString};
+use hmac::{Hmac, KeyInit, Mac};
+use secrecy::SecretString;
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::envelope::{self, Bytes32, KEY, Layer, NONCE};
 use crate::error::StoreError;
 use crate::vault::{Opener, SealContext, Sealed, Sealer};
 
-const KEY: usize = 32;
-const NONCE: usize = 12;
 /// Length of the master key's mark in a wrapped key, by which a value of another master key is recognised.
 const MARK: usize = 8;
-
-type Bytes32 = Zeroizing<[u8; KEY]>;
 
 /// `Sealer` and `Opener` under one master key.
 pub struct LocalVault {
@@ -39,13 +36,6 @@ impl std::fmt::Debug for LocalVault {
     }
 }
 
-/// What is encrypted, so that a wrapped key can't be taken for a value.
-#[derive(Clone, Copy)]
-enum Layer {
-    DataKey,
-    Value,
-}
-
 impl LocalVault {
     /// Reads the master key, or makes one where there is no file.
     ///
@@ -59,65 +49,36 @@ impl LocalVault {
                 read_key(file)?.ok_or_else(|| StoreError::backend(about(file), "it vanished while it was read"))?
             }
         };
-        let mut mac =
-            <Hmac<Sha256> as KeyInit>::new_from_slice(key.as_slice()).map_err(|error| StoreError::backend(about(file), error))?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_slice()).map_err(|error| StoreError::backend(about(file), error))?;
         mac.update(b"ckrv master key mark");
         let mut mark = [0; MARK];
         mark.copy_from_slice(&mac.finalize().into_bytes()[..MARK]);
-        Ok(Self { cipher: cipher(&key), mark, file: file.display().to_string() })
+        Ok(Self { cipher: envelope::cipher(&key), mark, file: file.display().to_string() })
     }
 
     fn seal_value(&self, context: SealContext<'_>, value: &SecretString) -> Result<Sealed, StoreError> {
-        let failed = |_| StoreError::Sealed("encrypting failed".to_owned());
         let data_key: Bytes32 = Zeroizing::new(rand::random());
-        let wrap_nonce: [u8; NONCE] = rand::random();
         let nonce: [u8; NONCE] = rand::random();
-        let wrapped = self
-            .cipher
-            .encrypt(&Nonce::from(wrap_nonce), Payload { msg: data_key.as_slice(), aad: &associated(context, Layer::DataKey) });
-        let ciphertext = cipher(&data_key).encrypt(
-            &Nonce::from(nonce),
-            Payload { msg: value.expose_secret().as_bytes(), aad: &associated(context, Layer::Value) },
-        );
-        let wrapped_key = [self.mark.as_slice(), &wrap_nonce, &wrapped.map_err(failed)?].concat();
-        Ok(Sealed {
-            wrapped_key: BASE64.encode(wrapped_key),
-            nonce: BASE64.encode(nonce),
-            ciphertext: BASE64.encode(ciphertext.map_err(failed)?),
-        })
+        let plain = Payload { msg: data_key.as_slice(), aad: &envelope::associated(context, Layer::DataKey) };
+        let wrapped = self.cipher.encrypt(&Nonce::from(nonce), plain).map_err(|_| envelope::failed())?;
+        envelope::seal(&data_key, &[self.mark.as_slice(), &nonce, &wrapped].concat(), context, value)
     }
 
     fn open_value(&self, context: SealContext<'_>, sealed: &Sealed) -> Result<SecretString, StoreError> {
-        let malformed = || StoreError::Sealed("it is damaged".to_owned());
-        let decoded = |text: &str| BASE64.decode(text).map_err(|_| malformed());
-        let wrapped = decoded(&sealed.wrapped_key)?;
-        let (mark, rest) = wrapped.split_at_checked(MARK).ok_or_else(malformed)?;
-        let (wrap_nonce, wrapped) = rest.split_first_chunk::<NONCE>().ok_or_else(malformed)?;
-        let nonce: [u8; NONCE] = decoded(&sealed.nonce)?.try_into().map_err(|_| malformed())?;
+        let wrapped = envelope::decoded(&sealed.wrapped_key)?;
+        let (mark, rest) = wrapped.split_at_checked(MARK).ok_or_else(envelope::malformed)?;
+        let (nonce, wrapped) = rest.split_first_chunk::<NONCE>().ok_or_else(envelope::malformed)?;
         if mark != self.mark {
             return Err(StoreError::Sealed(format!(
                 "it was encrypted under another master key than the one in {}; restore that file, or store the value again",
                 self.file
             )));
         }
-        let unfit = |_| {
-            StoreError::Sealed(format!(
-                "the {} {:?} was changed in the store, or belongs elsewhere; store it again",
-                context.kind, context.name
-            ))
-        };
-        let data_key = self
-            .cipher
-            .decrypt(&Nonce::from(*wrap_nonce), Payload { msg: wrapped, aad: &associated(context, Layer::DataKey) })
-            .map(Zeroizing::new)
-            .map_err(unfit)?;
-        let data_key: Bytes32 = Zeroizing::new(data_key.as_slice().try_into().map_err(|_| malformed())?);
-        let plain = cipher(&data_key)
-            .decrypt(&Nonce::from(nonce), Payload { msg: &decoded(&sealed.ciphertext)?, aad: &associated(context, Layer::Value) })
-            .map(Zeroizing::new)
-            .map_err(unfit)?;
-        let text = std::str::from_utf8(&plain).map_err(|_| malformed())?;
-        Ok(SecretString::new(text.into()))
+        let encrypted = Payload { msg: wrapped, aad: &envelope::associated(context, Layer::DataKey) };
+        let data_key = self.cipher.decrypt(&Nonce::from(*nonce), encrypted).map(Zeroizing::new);
+        let data_key = data_key.map_err(|_| envelope::unfit(context))?;
+        let data_key: Bytes32 = Zeroizing::new(data_key.as_slice().try_into().map_err(|_| envelope::malformed())?);
+        envelope::open(&data_key, context, sealed)
     }
 }
 
@@ -133,23 +94,6 @@ impl Opener for LocalVault {
     async fn open(&self, context: SealContext<'_>, sealed: &Sealed) -> Result<SecretString, StoreError> {
         self.open_value(context, sealed)
     }
-}
-
-fn cipher(key: &Bytes32) -> Aes256Gcm {
-    Aes256Gcm::new(<&Key<Aes256Gcm>>::from(&**key))
-}
-
-/// Layer, owner, kind and name, each with its length before it: no two contexts give the same bytes.
-fn associated(context: SealContext<'_>, layer: Layer) -> Vec<u8> {
-    let mut bytes = vec![match layer {
-        Layer::DataKey => 1,
-        Layer::Value => 2,
-    }];
-    for part in [context.owner, context.kind, context.name] {
-        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
-        bytes.extend_from_slice(part.as_bytes());
-    }
-    bytes
 }
 
 fn about(file: &Path) -> String {
