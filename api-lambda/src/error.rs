@@ -35,6 +35,7 @@ impl ApiError {
             message: None,
             quota_resets_at: None,
             upgrade_url: None,
+            checks: None,
         };
         Self { status, problem: Box::new(problem), headers: Vec::new(), cause: None }
     }

@@ -316,6 +316,9 @@ pub struct JobRecord {
     /// Set by the end of a job whose owner asked to be told; removed when they were told, or when it was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,
+    /// `traceparent` of the request that made the job, 55 bytes: what is done for the job joins that trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 impl JobRecord {

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod policy;
 pub mod repo_url;
 pub mod spec;
+pub mod trace;
 pub mod tree;
 pub mod verb;
 pub mod wire;

@@ -47,6 +47,8 @@ pub struct Policy {
     pub verify_hosts: Vec<String>,
     /// Whether repositories may be on hosts with private addresses.
     pub private_git_hosts: bool,
+    /// Whether an agent is told the job's trace, in `TRACEPARENT`, so that its own telemetry can join it.
+    pub trace_agents: bool,
 }
 
 /// An image made for one toolchain and one agent.
@@ -147,6 +149,7 @@ impl Default for Policy {
             watchdog: WatchdogBounds::default(),
             verify_hosts: Vec::new(),
             private_git_hosts: false,
+            trace_agents: true,
         }
     }
 }

@@ -374,4 +374,7 @@ pub struct Problem {
     pub quota_resets_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_url: Option<String>,
+    /// Of 503 at `/readyz`: each part of the service, `ok` or `down`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checks: Option<BTreeMap<String, String>>,
 }

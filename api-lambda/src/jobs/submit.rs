@@ -57,6 +57,7 @@ pub(crate) async fn submit(
         quota_month: quota.month.clone(),
         charge_micro_usd: 0,
         notice: None,
+        trace: None,
     };
     let put = state.stores.blobs.put(&job.spec_key, submission.spec).await;
     put.map_err(|error| match error {

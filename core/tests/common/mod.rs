@@ -60,5 +60,6 @@ pub fn queued(number: u32, created: i64) -> JobRecord {
         quota_month: "2027-01".to_owned(),
         charge_micro_usd: 0,
         notice: None,
+        trace: None,
     }
 }

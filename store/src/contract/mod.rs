@@ -165,6 +165,7 @@ pub(crate) fn record(owner: UserId, created: i64) -> JobRecord {
         quota_month: MONTH.to_owned(),
         charge_micro_usd: 0,
         notice: None,
+        trace: None,
     }
 }
 
