@@ -166,7 +166,7 @@ async fn results_and_logs_are_gone_after_seven_days_to_the_second() {
     service.send(request("POST", &format!("{base}/retry"), &token, None)).await.problem(410, "expired");
     service.get(&base, &token).await.problem(410, "expired");
     assert_eq!(service.get("/v1/jobs", &token).await.json()["jobs"], serde_json::json!([]));
-    ckrv_api::purge_once(&service.state).await.unwrap();
+    ckrv_store::purge(&service.state.stores, ckrv_api::Clock::now(&*service.clock)).await.unwrap();
     service.get(&paths[1], &token).await.problem(410, "expired");
     assert!(service.state.stores.blobs.get(&format!("jobs/{id}/1/diff")).await.unwrap().is_none());
 }

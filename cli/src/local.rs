@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use ckrv_core::id::UserId;
 use ckrv_store::AccessToken;
 use jiff::SignedDuration;
 use rand::Rng as _;
@@ -12,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::Env;
 use crate::engine::server_config::ServerConfig;
-use crate::engine::{Engine, EngineOptions, keys};
+use crate::engine::{Engine, EngineOptions, Role, keys};
 use crate::error::CliError;
 
 /// What the engine is started with.
@@ -42,6 +43,7 @@ pub async fn start(options: LocalOptions, env: &Env) -> Result<LocalServer, CliE
         None => ServerConfig::default(),
     };
     let engine_options = EngineOptions {
+        role: Role::All,
         data: options.data_dir,
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         unsandboxed: options.unsandboxed,
@@ -53,8 +55,9 @@ pub async fn start(options: LocalOptions, env: &Env) -> Result<LocalServer, CliE
         on_owner_code: Box::new(drop),
     };
     let engine = Engine::start(engine_options, env).await?;
-    let token = mint(&engine).await?;
-    Ok(LocalServer { url: engine.url.as_str().to_owned(), token, engine })
+    let Some(api) = engine.api.clone() else { return Err(CliError::other("no_api", "the engine serves no API")) };
+    let token = mint(&engine, api.owner).await?;
+    Ok(LocalServer { url: api.url.as_str().to_owned(), token, engine })
 }
 
 /// A local job uses the keys that the user's own agents would: slot `anthropic-api-key` is `ANTHROPIC_API_KEY`.
@@ -62,13 +65,13 @@ fn keys_of_agents(env: &Env) -> BTreeMap<String, SecretString> {
     env.agent_keys.iter().map(|(name, value)| (name.to_ascii_lowercase().replace('_', "-"), value.clone())).collect()
 }
 
-async fn mint(engine: &Engine) -> Result<SecretString, CliError> {
+async fn mint(engine: &Engine, owner: UserId) -> Result<SecretString, CliError> {
     let mut bytes = zeroize::Zeroizing::new([0_u8; 32]);
     rand::rng().fill_bytes(bytes.as_mut_slice());
     let token = SecretString::from(format!("{}{}", ckrv_api::ACCESS_PREFIX, keys::hex(bytes.as_slice())));
     let stored = AccessToken {
         sha256: keys::hex(&Sha256::digest(token.expose_secret().as_bytes())),
-        user: engine.owner,
+        user: owner,
         family: "local".to_owned(),
         expires_at: ckrv_orchestrator::clock::now() + SignedDuration::from_hours(24 * 7),
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ckrv_core::policy::Policy;
 use jiff::SignedDuration;
@@ -12,12 +13,29 @@ use crate::launch_choice::LauncherChoice;
 /// How long a lease holds without a beat.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(60);
 /// How often a job runner beats.
-pub const BEAT: std::time::Duration = std::time::Duration::from_secs(20);
+pub const BEAT: Duration = Duration::from_secs(20);
+
+/// How often a dispatcher looks around when nothing wakes it. Each look is paid for where the store is a cloud's.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// For queued jobs, and for signs of other processes about jobs that run here.
+    pub claims: Duration,
+    /// For leases that lapsed, deadlines that passed, jobs that nobody will ever claim.
+    pub settles: Duration,
+}
+
+impl Pace {
+    /// A store in this process: a look costs some microseconds.
+    pub const EMBEDDED: Self = Self { claims: Duration::from_secs(1), settles: Duration::from_secs(1) };
+    /// A store of which every query is paid: a second is what a user may wait for a start, a lost worker is noticed by its lease of a minute.
+    pub const SHARED: Self = Self { claims: Duration::from_secs(1), settles: Duration::from_secs(10) };
+}
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Names this dispatcher in leases.
+    /// Names this dispatcher in leases; the same after a restart, so that it knows its own jobs again.
     pub worker: String,
+    pub pace: Pace,
     /// One folder for each attempt.
     pub runs: PathBuf,
     /// The gateway's socket.

@@ -9,9 +9,10 @@ use url::Url;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "backend", rename_all = "lowercase", deny_unknown_fields)]
 pub enum StoreConfig {
-    /// SQLite and files in one folder.
+    /// SQLite and files in one folder; by default the program's own data folder.
     Embedded {
-        folder: PathBuf,
+        #[serde(default)]
+        folder: Option<PathBuf>,
     },
     Aws(AwsConfig),
 }

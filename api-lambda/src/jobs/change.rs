@@ -2,10 +2,11 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use ckrv_core::job::{JobRequest, State as JobState};
+use ckrv_core::job::{JobRecord, JobRequest, State as JobState};
 use ckrv_core::machine::{Refusal, Verb};
 use ckrv_core::wire::{Job, Problem};
 use ckrv_store::VerbError;
+use jiff::SignedDuration;
 
 use super::submit::{Submission, submit};
 use super::view::Viewer;
@@ -24,7 +25,10 @@ pub(crate) async fn cancel_job(
 ) -> Result<axum::Json<Job>, ApiError> {
     super::job_of(&state, &user, id).await?;
     let job = match state.stores.jobs.apply(id, &Verb::Cancel, state.now()).await {
-        Ok(job) => job,
+        Ok(job) => {
+            tell_worker(&state, &job).await;
+            job
+        }
         Err(VerbError::Refused { job, refusal: Refusal::Ended }) if job.state == JobState::Cancelled => *job,
         Err(VerbError::Refused { job, refusal: Refusal::Ended }) => {
             let detail = format!("The job has already ended: {}.", job.state);
@@ -35,6 +39,16 @@ pub(crate) async fn cancel_job(
         Err(VerbError::Store(error)) => return Err(error.into()),
     };
     Ok(axum::Json(Viewer::new(&state).view(job).await?))
+}
+
+/// Its next beat tells it anyway; this way it stops within a second or two.
+async fn tell_worker(state: &ApiState, job: &JobRecord) {
+    if job.state.is_final() {
+        return;
+    }
+    if let Err(error) = state.stores.jobs.watch(job, state.now() + SignedDuration::from_secs(15)).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, job = %job.id, "the worker could not be told of a cancellation");
+    }
 }
 
 /// Makes a new job of the same spec, base and agent. It counts against the quota.

@@ -11,7 +11,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::App;
 use crate::engine::server_config::ServerConfig;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Role};
 use crate::error::{CliError, Exit, Outcome};
 
 /// Run a service of your own: API, queue, store and workers in one process
@@ -20,6 +20,9 @@ use crate::error::{CliError, Exit, Outcome};
 /// containers (Docker or Podman); with --unsandboxed as processes of yours, beside your files.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
+    /// Which parts to run; several processes share the work where their store is shared
+    #[arg(long, value_enum, default_value_t)]
+    pub role: Role,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7420")]
     pub listen: SocketAddr,
@@ -60,6 +63,7 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
         let _ = codes.send(code);
     });
     let options = EngineOptions {
+        role: args.role,
         data: data.clone(),
         listen: args.listen,
         unsandboxed: args.unsandboxed,
@@ -70,10 +74,16 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
         on_owner_code,
     };
     let engine = Engine::start(options, &app.settings.env).await?;
-    let url = engine.url.as_str().trim_end_matches('/').to_owned();
-    ui.line(&format!("ckrv {} serves at {url}", env!("CARGO_PKG_VERSION")))?;
-    ui.line(&format!("data in {}; agents run by the {} launcher", data.display(), engine.launcher))?;
-    if engine.launcher == "process" {
+    let version = env!("CARGO_PKG_VERSION");
+    match &engine.api {
+        Some(api) => ui.line(&format!("ckrv {version} serves at {}", api.url.as_str().trim_end_matches('/')))?,
+        None => ui.line(&format!("ckrv {version} takes jobs from the queue"))?,
+    }
+    match engine.launcher {
+        Some(launcher) => ui.line(&format!("data in {}; agents run by the {launcher} launcher", data.display()))?,
+        None => ui.line(&format!("data in {}; jobs are run elsewhere", data.display()))?,
+    }
+    if engine.launcher == Some("process") {
         ui.warn("agents run as you, beside your files: only for repositories and agents that you trust");
     }
     let printing = tokio::spawn(async move {

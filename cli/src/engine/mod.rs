@@ -16,13 +16,13 @@ use ckrv_core::repo_url::RepoUrlPolicy;
 use ckrv_core::wire::{AgentInfo, AgentSecret};
 use ckrv_orchestrator::adapter::{AdapterError, AdapterHost, Limits, builtin, builtin_names};
 use ckrv_orchestrator::clock;
-use ckrv_orchestrator::dispatch::{Dispatcher, LocalRunners};
+use ckrv_orchestrator::dispatch::{Dispatcher, LocalRunners, housekeeping};
 use ckrv_orchestrator::gateway::{GatewayServer, serve_unix};
 use ckrv_orchestrator::launch::Engine as ContainerEngine;
 use ckrv_orchestrator::launch_choice::LauncherChoice;
-use ckrv_orchestrator::settings::Settings;
-use ckrv_store::Stores;
-use secrecy::SecretString;
+use ckrv_orchestrator::settings::{Pace, Settings};
+use ckrv_store::{Manager, Reference, Signals, StoreConfig, Stores};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -30,8 +30,21 @@ use crate::config::Env;
 use crate::error::{CliError, Kind};
 use server_config::ServerConfig;
 
+/// Which parts a server runs. They meet in the store, so they may be processes on several machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Everything in one process
+    #[default]
+    All,
+    /// Only the HTTP API
+    Api,
+    /// Only what takes jobs from the queue and runs them
+    Dispatcher,
+}
+
 /// What an engine is started with.
 pub struct EngineOptions {
+    pub role: Role,
     pub data: PathBuf,
     pub listen: SocketAddr,
     pub unsandboxed: bool,
@@ -52,20 +65,28 @@ impl std::fmt::Debug for EngineOptions {
 
 /// A running engine.
 pub struct Engine {
-    pub url: Url,
-    pub launcher: &'static str,
     pub stores: Stores,
-    pub owner: UserId,
+    /// Absent where only jobs are run.
+    pub api: Option<Api>,
+    /// The launcher's name; absent where only the API is served.
+    pub launcher: Option<&'static str>,
     shutdown: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    socket: PathBuf,
+    socket: Option<PathBuf>,
     /// Held for as long as the data folder is ours.
     _lock: File,
 }
 
+/// The API of a running engine.
+#[derive(Clone, Debug)]
+pub struct Api {
+    pub url: Url,
+    pub owner: UserId,
+}
+
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("url", &self.url.as_str()).finish_non_exhaustive()
+        f.debug_struct("Engine").field("api", &self.api).field("launcher", &self.launcher).finish_non_exhaustive()
     }
 }
 
@@ -74,56 +95,92 @@ impl Engine {
     /// A data folder in use, an address that can't be listened on, no container engine and no `--unsandboxed`.
     pub async fn start(options: EngineOptions, env: &Env) -> Result<Self, CliError> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let EngineOptions { data, listen, unsandboxed, behind_proxy, tls, config, mut operator_secrets, on_owner_code } = options;
-        check_exposure(listen, unsandboxed, behind_proxy, tls.is_some())?;
-        let launcher = choose_launcher(unsandboxed, env).await?;
-        let lock = take_data(&data)?;
-        let key = keys::load(&data.join("server.key"))?;
-        let stores = open(&data).await?;
-        let owner = owner(&stores, &config)
-            .await
-            .map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
-        if unsandboxed && stores.accounts.users().await.map_or(0, |users| users.len()) > 1 {
+        check_exposure(options.listen, options.unsandboxed, options.behind_proxy, options.tls.is_some())?;
+        let launcher = match options.role {
+            Role::Api => None,
+            Role::All | Role::Dispatcher => Some(choose_launcher(options.unsandboxed, env).await?),
+        };
+        let lock = take_data(&options.data)?;
+        let key = keys::load(&options.data.join("server.key"))?;
+        let stores = open(&options.data, &options.config.store).await?;
+        for name in stores.jobs.set_aside().await.unwrap_or_default() {
+            tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
+        }
+        if options.unsandboxed && stores.accounts.users().await.map_or(0, |users| users.len()) > 1 {
             return Err(CliError::new(
                 Kind::Usage,
                 "exposed",
                 "--unsandboxed runs agents as you, so it is refused where there are several users",
             ));
         }
-        for name in stores.jobs.set_aside().await.unwrap_or_default() {
-            tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
+        let mut engine = Self {
+            stores,
+            api: None,
+            launcher: launcher.as_ref().map(LauncherChoice::name),
+            shutdown: CancellationToken::new(),
+            tasks: Vec::new(),
+            socket: None,
+            _lock: lock,
+        };
+        let EngineOptions { role, data, listen, tls, config, operator_secrets, on_owner_code, .. } = options;
+        if role != Role::Dispatcher {
+            engine.serve_api(&data, listen, tls, &config, &key, on_owner_code).await?;
         }
-        operator_secrets.extend(config.operator_secrets()?);
+        if let Some(launcher) = launcher {
+            engine.run_jobs(&data, &config, launcher, operator_secrets, &key)?;
+        }
+        Ok(engine)
+    }
+
+    async fn serve_api(
+        &mut self,
+        data: &Path,
+        listen: SocketAddr,
+        tls: Option<TlsFiles>,
+        config: &ServerConfig,
+        key: &SecretString,
+        on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
+    ) -> Result<(), CliError> {
+        let owner = owner(&self.stores, config)
+            .await
+            .map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(|error| {
             CliError::io(format!("can't listen on {listen}"), error)
                 .hint("another service may have it; choose with `--listen 127.0.0.1:PORT`")
         })?;
         let address = listener.local_addr().map_err(|error| CliError::io("can't tell the address", error))?;
-        let url = public_url(&config, address, tls.is_some())?;
-        let name = launcher.name();
-        let settings = Arc::new(settings(&data, &config, launcher, operator_secrets)?);
-        let (shutdown, socket) = (CancellationToken::new(), settings.socket.clone());
-        let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(&key, "gateway"), clock::now);
+        let url = public_url(config, address, tls.is_some())?;
+        let agents = Arc::new(catalog(data, config.adapter_files()?).await?);
+        let key = api_key(&self.stores, config, key).await?;
+        let api = api_state(&self.stores, config, &url, key, owner, agents, on_owner_code);
+        self.tasks.push(tokio::spawn(api_task(listener, api, tls, self.shutdown.clone())));
+        self.api = Some(Api { url, owner });
+        Ok(())
+    }
+
+    fn run_jobs(
+        &mut self,
+        data: &Path,
+        config: &ServerConfig,
+        launcher: LauncherChoice,
+        mut operator_secrets: BTreeMap<String, SecretString>,
+        key: &SecretString,
+    ) -> Result<(), CliError> {
+        operator_secrets.extend(config.operator_secrets()?);
+        let settings = Arc::new(settings(data, config, launcher, operator_secrets, key)?);
+        let (stores, shutdown) = (&self.stores, &self.shutdown);
+        let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(key, "gateway"), clock::now);
         let runners =
             LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
         let dispatcher =
             Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
-        let api = api_state(
-            &stores,
-            &config,
-            &url,
-            keys::derive(&key, "api"),
-            owner,
-            Arc::new(catalog(&data, config.adapter_files()?).await?),
-            on_owner_code,
-        );
-        let tasks = vec![
+        self.tasks.extend([
             tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
             tokio::spawn(dispatcher.run(shutdown.clone())),
-            tokio::spawn(housekeeping_task(api.clone(), shutdown.clone())),
-            tokio::spawn(api_task(listener, api, tls, shutdown.clone())),
-        ];
-        Ok(Self { url, launcher: name, stores, owner, shutdown, tasks, socket, _lock: lock })
+            tokio::spawn(housekeeping_task(stores.clone(), shutdown.clone())),
+        ]);
+        self.socket = Some(settings.socket.clone());
+        Ok(())
     }
 
     /// Stops serving. Job runners go on; the next server on the same data finds them.
@@ -138,7 +195,7 @@ impl Engine {
     pub async fn end(self) {
         let socket = self.socket.clone();
         self.stop().await;
-        if let Some(folder) = socket.parent() {
+        if let Some(folder) = socket.as_deref().and_then(Path::parent) {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
@@ -183,8 +240,14 @@ fn take_data(data: &Path) -> Result<File, CliError> {
     }
 }
 
-async fn open(data: &Path) -> Result<Stores, CliError> {
-    let folder = data.to_owned();
+async fn open(data: &Path, config: &StoreConfig) -> Result<Stores, CliError> {
+    let folder = match config {
+        StoreConfig::Embedded { folder } => folder.clone().unwrap_or_else(|| data.to_owned()),
+        StoreConfig::Aws(config) => {
+            let opened = ckrv_store::open_aws(config, Signals::default()).await;
+            return opened.map_err(|error| CliError::other("store", "the stores on AWS can't be used").source(error));
+        }
+    };
     let opened = tokio::task::spawn_blocking(move || ckrv_store::open_embedded(&folder)).await;
     opened
         .map_err(|error| CliError::other("store", error.to_string()))?
@@ -210,16 +273,31 @@ fn public_url(config: &ServerConfig, address: SocketAddr, tls: bool) -> Result<U
     Url::parse(&format!("{scheme}://{address}/")).map_err(|error| CliError::other("bad_url", error.to_string()))
 }
 
+/// Keys tokens and user codes: this server's own, or the one that several API servers share.
+async fn api_key(stores: &Stores, config: &ServerConfig, own: &SecretString) -> Result<SecretString, CliError> {
+    let Some(name) = &config.server_key_secret else { return Ok(keys::derive(own, "api")) };
+    let reference = Reference { manager: Manager::SecretsManager, name: name.clone() };
+    stores.references.resolve(&reference).await.map_err(|error| {
+        CliError::other("server_key", format!("the secret `{name}` that `server_key_secret` names can't be read")).source(error)
+    })
+}
+
 fn settings(
     data: &Path,
     config: &ServerConfig,
     launcher: LauncherChoice,
     operator_secrets: BTreeMap<String, SecretString>,
+    key: &SecretString,
 ) -> Result<Settings, CliError> {
     let program = std::env::current_exe().map_err(|error| CliError::io("can't find this program", error))?;
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     Ok(Settings {
-        worker: format!("embedded-{}", std::process::id()),
+        // Of the data folder, since that is where a restarted server finds its job runners again.
+        worker: format!("worker-{}", &keys::derive(key, "worker").expose_secret()[..12]),
+        pace: match config.store {
+            StoreConfig::Embedded { .. } => Pace::EMBEDDED,
+            StoreConfig::Aws(_) => Pace::SHARED,
+        },
         runs: data.join("runs"),
         socket: socket_folder(data)?.join("gateway"),
         program,
@@ -333,8 +411,8 @@ async fn gateway_task(gateway: Arc<GatewayServer>, socket: PathBuf, shutdown: Ca
     }
 }
 
-async fn housekeeping_task(api: ApiState, shutdown: CancellationToken) {
-    shutdown.run_until_cancelled(ckrv_api::housekeeping(api)).await;
+async fn housekeeping_task(stores: Stores, shutdown: CancellationToken) {
+    shutdown.run_until_cancelled(housekeeping(stores, clock::now)).await;
 }
 
 async fn api_task(listener: tokio::net::TcpListener, api: ApiState, tls: Option<TlsFiles>, shutdown: CancellationToken) {

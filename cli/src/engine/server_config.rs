@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ckrv_core::policy::Policy;
 use ckrv_core::wire::Tier;
+use ckrv_store::StoreConfig;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
@@ -19,6 +20,11 @@ pub struct ServerConfig {
     pub public_url: Option<Url>,
     /// Further names by which it may be called.
     pub allowed_hosts: Vec<String>,
+    /// Where jobs and accounts are kept; by default in the data folder.
+    pub store: StoreConfig,
+    /// Names the Secrets Manager secret that keys tokens and user codes, where several API servers must agree on it. By default each server
+    /// has its own key in its data folder.
+    pub server_key_secret: Option<String>,
     /// Certificates to trust beside the system's when cloning, PEM.
     pub ca_file: Option<PathBuf>,
     /// Jobs that run at once; by default twice the processors.
@@ -74,6 +80,8 @@ impl Default for ServerConfig {
         Self {
             public_url: None,
             allowed_hosts: Vec::new(),
+            store: StoreConfig::Embedded { folder: None },
+            server_key_secret: None,
             ca_file: None,
             capacity: None,
             max_running: 8,

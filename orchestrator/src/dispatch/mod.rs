@@ -2,17 +2,20 @@
 //!
 //! One loop, one task: a claim and its launch are never seen half-done by the reaper.
 
+mod housekeeping;
 mod local_runners;
 
+pub use housekeeping::housekeeping;
 pub use local_runners::{LocalRunners, TASK};
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use async_trait::async_trait;
-use ckrv_core::id::{ClaimId, Fence, JobId};
+use ckrv_core::id::{ClaimId, Fence, JobId, UserId};
 use ckrv_core::job::JobRecord;
-use ckrv_core::machine::{EndReason, Evidence, MAX_ATTEMPTS, Refusal, Verb};
+use ckrv_core::machine::{CLOCK_SKEW, EndReason, Evidence, MAX_ATTEMPTS, Refusal, Verb};
 use ckrv_store::{Signal, StoreError, Stores, VerbError};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
@@ -20,8 +23,6 @@ use tokio_util::sync::CancellationToken;
 use crate::gateway::{GatewayServer, Task};
 use crate::settings::{LEASE, Settings};
 
-/// How often the loop looks around when nothing woke it.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// The job runner ends a job at its deadline; only when it doesn't, the dispatcher does.
 const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
 
@@ -58,7 +59,8 @@ pub struct Dispatcher {
     gateway: Arc<GatewayServer>,
     runners: Arc<dyn Runners>,
     clock: fn() -> Timestamp,
-    started: Timestamp,
+    /// The start, or the last time that the store failed.
+    unsure_since: Mutex<Timestamp>,
 }
 
 impl std::fmt::Debug for Dispatcher {
@@ -67,8 +69,8 @@ impl std::fmt::Debug for Dispatcher {
     }
 }
 
-/// Nobody reaps a lapsed lease within this time of its own start: its holder may just have been unable to reach us.
-const NO_REAP_AFTER_START: SignedDuration = SignedDuration::from_secs(90);
+/// Nobody reaps a lapsed lease within this time of its own start or of a failure of its store: the holder may have been cut off, too.
+const UNSURE: SignedDuration = SignedDuration::from_secs(90);
 
 impl Dispatcher {
     #[must_use]
@@ -79,20 +81,28 @@ impl Dispatcher {
         runners: Arc<dyn Runners>,
         clock: fn() -> Timestamp,
     ) -> Self {
-        Self { stores, settings, gateway, runners, clock, started: clock() }
+        Self { stores, settings, gateway, runners, clock, unsure_since: Mutex::new(clock()) }
     }
 
     /// Runs until `shutdown`. Job runners are left to go on: the next dispatcher adopts them.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut signals = self.stores.signals.subscribe();
+        let mut settled: Option<Instant> = None;
         loop {
-            if let Err(error) = self.turn().await {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the dispatcher could not reach its store; it tries again"
-                );
+            let settles = settled.is_none_or(|at| at.elapsed() >= self.settings.pace.settles);
+            let turn = if settles { self.turn().await } else { self.short_turn().await };
+            match turn {
+                Ok(()) if settles => settled = Some(Instant::now()),
+                Ok(()) => {}
+                Err(error) => {
+                    *self.unsure_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (self.clock)();
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the dispatcher could not reach its store; it tries again"
+                    );
+                }
             }
-            let deadline = tokio::time::Instant::now() + LOOK_AROUND;
+            let deadline = tokio::time::Instant::now() + self.settings.pace.claims;
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
@@ -122,6 +132,24 @@ impl Dispatcher {
         }
         self.claim_due(&mut live).await?;
         self.runners.sweep(&live).await;
+        self.hear().await
+    }
+
+    /// What can't wait for the next whole look.
+    async fn short_turn(&self) -> Result<(), StoreError> {
+        self.claim_due(&mut Vec::new()).await?;
+        self.hear().await
+    }
+
+    /// Passes on what other processes noted about jobs that run here: followed, or cancelled.
+    async fn hear(&self) -> Result<(), StoreError> {
+        if self.runners.running().await == 0 {
+            return Ok(());
+        }
+        for job in self.stores.jobs.watched(&self.settings.worker, (self.clock)()).await? {
+            self.stores.signals.send(Signal::Watched(job));
+            self.stores.signals.send(Signal::Changed(job));
+        }
         Ok(())
     }
 
@@ -133,14 +161,22 @@ impl Dispatcher {
         let mut taken = 0;
         let mut seen = 0;
         let mut page = room * 4 + 16;
+        let mut running_of: HashMap<UserId, u32> = HashMap::new();
         loop {
             // Owners at their limit must not hide the jobs of others behind theirs, so a page without room for more is followed by a longer one.
             let due = self.stores.jobs.due((self.clock)(), page).await?;
             let is_last = due.len() < page || page >= LONGEST_PAGE;
             for job in due.into_iter().skip(seen - taken) {
                 seen += 1;
-                let has_room = self.stores.jobs.running_of(job.owner).await? < self.settings.max_running;
-                if has_room && let Some(job) = self.claim(&job).await? {
+                let running = match running_of.get(&job.owner) {
+                    Some(running) => *running,
+                    None => self.stores.jobs.running_of(job.owner).await?,
+                };
+                running_of.insert(job.owner, running);
+                if running < self.settings.max_running
+                    && let Some(job) = self.claim(&job).await?
+                {
+                    running_of.insert(job.owner, running + 1);
                     live.push((job.id, job.fence));
                     taken += 1;
                     if taken == room {
@@ -191,7 +227,7 @@ impl Dispatcher {
     /// Looks after one running job; `true` when it is no longer under its lease.
     async fn settle(&self, job: &JobRecord) -> Result<bool, StoreError> {
         let now = (self.clock)();
-        let evidence = match self.runners.liveness(job.id, job.fence).await {
+        let evidence = match self.liveness(job).await {
             Liveness::Alive if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) => {
                 return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
             }
@@ -200,7 +236,11 @@ impl Dispatcher {
                 self.runners.clear(job.id).await;
                 Evidence::Gone
             }
-            Liveness::Unknown if now < self.started + NO_REAP_AFTER_START => return Ok(false),
+            Liveness::Unknown
+                if now < self.unsure_until() || job.lease.as_ref().is_some_and(|lease| now <= lease.until + CLOCK_SKEW) =>
+            {
+                return Ok(false);
+            }
             Liveness::Unknown => Evidence::Lapsed,
         };
         if job.cancel_at.is_some() {
@@ -214,6 +254,18 @@ impl Dispatcher {
         }
         let note = "its job runner ended without a report".to_owned();
         self.settle_with(job, Verb::Reap { fence: job.fence, evidence, not_before: now + backoff(job.attempt), note }).await
+    }
+
+    /// Of an attempt that another dispatcher holds, only the lease tells.
+    async fn liveness(&self, job: &JobRecord) -> Liveness {
+        match &job.lease {
+            Some(lease) if lease.worker != self.settings.worker => Liveness::Unknown,
+            _ => self.runners.liveness(job.id, job.fence).await,
+        }
+    }
+
+    fn unsure_until(&self) -> Timestamp {
+        *self.unsure_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner) + UNSURE
     }
 
     async fn end_queued(&self, job: &JobRecord) -> Result<(), StoreError> {
@@ -238,6 +290,9 @@ impl Dispatcher {
     async fn settle_with(&self, job: &JobRecord, verb: Verb) -> Result<bool, StoreError> {
         match self.stores.jobs.apply(job.id, &verb, (self.clock)()).await {
             Ok(next) => {
+                if next.state.is_final() {
+                    compact_log(&self.stores, job.id).await;
+                }
                 tracing::warn!(job = %job.id, verb = verb.name(), state = %next.state, "settled a job whose runner is no more");
                 Ok(true)
             }
@@ -246,6 +301,13 @@ impl Dispatcher {
             Err(VerbError::NotFound) => Ok(true),
             Err(VerbError::Store(error)) => Err(error),
         }
+    }
+}
+
+/// Where it fails, the log stays as it was appended: readable as long as the result is, only dearer.
+pub(crate) async fn compact_log(stores: &Stores, job: JobId) {
+    if let Err(error) = stores.jobs.compact_log(job).await {
+        tracing::warn!(%job, error = &error as &dyn std::error::Error, "an ended job's log could not be compacted");
     }
 }
 

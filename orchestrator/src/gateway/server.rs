@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::once::Once;
 use super::wire::*;
+use crate::dispatch::compact_log;
 use crate::git::GitCredential;
 use crate::settings::Settings;
 
@@ -386,6 +387,9 @@ async fn finish(
         return Err(Denied(Denial::Invalid("an artifact of another attempt can't be published".to_owned())));
     }
     gateway.stores.jobs.apply(job, &Verb::Finish { claim, fence, finish: Box::new(body) }, (gateway.clock)()).await?;
+    let stores = gateway.stores.clone();
+    // The job runner need not wait for it.
+    tokio::spawn(async move { compact_log(&stores, job).await });
     Ok(StatusCode::NO_CONTENT)
 }
 
