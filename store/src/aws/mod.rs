@@ -1,5 +1,12 @@
 //! Stores on AWS: one DynamoDB table, one S3 bucket, one KMS key.
 
+mod blobs;
+mod client;
+mod failure;
+mod references;
+mod table;
+mod vault;
+
 use crate::config::AwsConfig;
 use crate::error::StoreError;
 use crate::{Signals, Stores};
