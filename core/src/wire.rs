@@ -1,5 +1,7 @@
 //! The HTTP contract's types, version 1. Fields may be added, never renamed, retyped or removed: clients that we don't control depend on them.
 
+mod usage;
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -9,6 +11,21 @@ use utoipa::ToSchema;
 use crate::id::JobId;
 use crate::job::{Artifact, DiffStat, State, Status, Verification};
 use crate::log::LogEntry;
+
+pub use usage::{Delivery, Ledger, LedgerLine, UsageReport, WebhookSecret};
+
+macro_rules! redacted_debug {
+    ($($name:ident),*) => {$(
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+mod identity;
+
+pub use identity::*;
 
 /// Largest spec, in bytes.
 pub const MAX_SPEC_BYTES: usize = 256 * 1024;
@@ -70,15 +87,6 @@ pub struct TokenResponse {
     pub expires_in: u32,
 }
 
-macro_rules! redacted_debug {
-    ($($name:ident),*) => {$(
-        impl std::fmt::Debug for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct(stringify!($name)).finish_non_exhaustive()
-            }
-        }
-    )*};
-}
 redacted_debug!(TokenRequest, RefreshRequest, TokenResponse, CreateCredential, CreateSecret);
 
 /// An OAuth error (RFC 6749, RFC 8628): `authorization_pending`, `slow_down`, `access_denied`, `expired_token`, `invalid_grant`, ...
@@ -165,7 +173,12 @@ pub struct CredentialList {
 pub struct CreateSecret {
     /// `^[a-z0-9-]{1,50}$`
     pub name: String,
-    pub value: String,
+    /// Never returned. Either this or `reference`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Where the cloud's own secrets manager has the value, for example `aws-ssm:/ckrv/shared/NAME`; read when a job needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -176,6 +189,9 @@ pub struct SecretInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub last_used_at: Option<Timestamp>,
+    /// Where its value is, if not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
