@@ -4,7 +4,7 @@ pub(crate) mod activate;
 pub(crate) mod device;
 pub(crate) mod keys;
 pub(crate) mod owner_code;
-mod page;
+pub(crate) mod page;
 pub(crate) mod rate;
 pub(crate) mod refresh;
 pub(crate) mod tokens;

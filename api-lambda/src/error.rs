@@ -108,6 +108,13 @@ impl ApiError {
         answer
     }
 
+    /// Which part of the service is down.
+    #[must_use]
+    pub(crate) fn checks(mut self, checks: std::collections::BTreeMap<String, String>) -> Self {
+        self.problem.checks = Some(checks);
+        self
+    }
+
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));

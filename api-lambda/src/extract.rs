@@ -35,7 +35,9 @@ impl FromRequestParts<ApiState> for Caller {
         let Some(token) = token else {
             return Err(ApiError::unauthorized(true));
         };
-        tokens::user_of(state, token).await?.map(Self).ok_or_else(|| ApiError::unauthorized(true))
+        let user = tokens::user_of(state, token).await?.ok_or_else(|| ApiError::unauthorized(true))?;
+        crate::middleware::note_user(user.id);
+        Ok(Self(user))
     }
 }
 

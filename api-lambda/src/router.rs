@@ -44,6 +44,7 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(auth::activate::show_activation, auth::activate::submit_activation).map_body(SMALL_BODY))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
+        .routes(routes!(health::show_status))
 }
 
 fn json_routes() -> OpenApiRouter<ApiState> {

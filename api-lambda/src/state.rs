@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ckrv_core::Timestamp;
+use ckrv_core::trace::TraceParent;
 use ckrv_core::wire::AgentInfo;
 use ckrv_store::Stores;
 use tokio::sync::{Semaphore, watch};
@@ -10,6 +11,8 @@ use tokio::sync::{Semaphore, watch};
 use crate::auth::owner_code::OwnerCodes;
 use crate::auth::rate::Window;
 use crate::config::ApiConfig;
+use crate::health::Probe;
+use crate::metrics::ApiMetrics;
 
 /// Tells the time; tests tell their own.
 pub trait Clock: Send + Sync {
@@ -34,6 +37,10 @@ pub trait AgentCatalog: Send + Sync {
     }
 }
 
+/// Puts a span of that name under its parent in a trace that leaves this process; gives the span's own place in it.
+/// Without an exporter the parent itself goes on.
+pub type LinkSpan = fn(&tracing::Span, &str, TraceParent) -> TraceParent;
+
 #[derive(Clone)]
 pub struct ApiState {
     pub stores: Stores,
@@ -41,6 +48,9 @@ pub struct ApiState {
     pub clock: Arc<dyn Clock>,
     pub agents: Arc<dyn AgentCatalog>,
     pub owner_codes: Arc<OwnerCodes>,
+    pub metrics: ApiMetrics,
+    pub link_span: LinkSpan,
+    pub(crate) probe: Arc<Probe>,
     pub(crate) device_window: Arc<Window>,
     pub(crate) followers: Arc<Semaphore>,
     closing: watch::Sender<bool>,
@@ -63,6 +73,9 @@ impl ApiState {
             clock,
             agents,
             owner_codes,
+            metrics: ApiMetrics::default(),
+            link_span: |_, _, parent| parent,
+            probe: Arc::default(),
             closing: watch::Sender::new(false),
         }
     }

@@ -55,6 +55,18 @@ pub(crate) fn message(title: &str, text: &str) -> String {
     whole(title, &format!("<h1>{}</h1><p role=\"status\">{}</p>", escape(title), escape(text)))
 }
 
+/// The state of the service's parts, each with its name.
+pub(crate) fn status(is_ready: bool, checks: &[(&str, &str)]) -> String {
+    let title = if is_ready { "All is well" } else { "Something is down" };
+    let mut body = format!("<h1>{title}</h1><ul>");
+    for (name, state) in checks {
+        let class = if *state == "ok" { "" } else { " class=\"error\"" };
+        let _ = write!(body, "<li{class}>{}: <strong>{}</strong></li>", escape(name), escape(state));
+    }
+    body.push_str("</ul><p>Why a part is down is in the service's log.</p>");
+    whole(title, &body)
+}
+
 fn whole(title: &str, body: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\

@@ -26,6 +26,9 @@ pub(crate) async fn cancel_job(
     super::job_of(&state, &user, id).await?;
     let job = match state.stores.jobs.apply(id, &Verb::Cancel, state.now()).await {
         Ok(job) => {
+            if job.state.is_final() {
+                state.metrics.cancelled_while_queued();
+            }
             tell_worker(&state, &job).await;
             job
         }

@@ -57,7 +57,7 @@ pub(crate) async fn submit(
         quota_month: quota.month.clone(),
         charge_micro_usd: 0,
         notice: None,
-        trace: None,
+        trace: crate::middleware::current_trace(),
     };
     let put = state.stores.blobs.put(&job.spec_key, submission.spec).await;
     put.map_err(|error| match error {
@@ -68,7 +68,10 @@ pub(crate) async fn submit(
         .idempotency_key
         .map(|key| Idempotency { key_sha256: sha256_hex(key.as_bytes()), body_sha256: sha256_hex(&submission.body) });
     let (status, job) = match state.stores.jobs.create_job(NewJob { job, idempotency, quota }, now).await {
-        Ok(Created::New(job)) => (StatusCode::CREATED, job),
+        Ok(Created::New(job)) => {
+            tracing::info!(job = %job.id, agent = job.request.agent, "a job was submitted");
+            (StatusCode::CREATED, job)
+        }
         Ok(Created::Replay(job)) => {
             forget_spec(state, id).await;
             (StatusCode::OK, job)
