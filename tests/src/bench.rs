@@ -47,6 +47,11 @@ pub fn ckrv() -> Result<PathBuf> {
     path.exists().then_some(path).context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")
 }
 
+/// Whether the scenarios run on the AWS backend.
+pub fn on_aws() -> bool {
+    std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "aws")
+}
+
 /// What `cargo xtask test` exports under this name.
 pub fn variable(name: &str) -> Result<String> {
     std::env::var(name)

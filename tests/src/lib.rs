@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod agents;
 pub mod api;
+pub mod aws;
 pub mod bench;
 pub mod faults;
 pub mod forge;
@@ -14,6 +15,7 @@ pub mod git;
 pub mod git_http;
 pub mod http;
 pub mod leaks;
+pub mod ministack;
 pub mod model;
 pub mod processes;
 pub mod records;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::activation::{Form, urlencoded};
+use crate::aws::Aws;
 use crate::bench;
 use crate::http::client;
 use crate::wait::{PATIENCE, wait_until};
@@ -34,13 +35,17 @@ impl Setup {
     }
 }
 
-/// A server with a data folder of its own. Dropped, it is killed, and its folder is removed.
+/// A server with a data folder of its own. Dropped, it is killed, and its folder is removed. On the AWS backend (`CKRV_TEST_BACKEND=aws`) it
+/// is two processes that share nothing but the store: the API, and the dispatcher with its data folder.
 #[derive(Debug)]
 pub struct Server {
     setup: Setup,
     folder: tempfile::TempDir,
     starts: u32,
     process: Option<Child>,
+    aws: Option<Aws>,
+    /// On the AWS backend.
+    dispatcher: Option<Child>,
     url: String,
     owner_code: String,
     /// Each code serves one login; the next one is printed.
@@ -61,12 +66,19 @@ impl Server {
         let mut config = setup.config.clone();
         // Nobody waits seconds for the next poll of a login.
         config.entry("login_interval_seconds").or_insert(toml::Value::Integer(1));
+        let aws = if bench::on_aws() { Some(Aws::make().await?) } else { None };
+        if let Some(aws) = &aws {
+            config.insert("store".to_owned(), aws.store_config()?.into());
+            config.insert("server_key_secret".to_owned(), aws.server_key.clone().into());
+        }
         std::fs::write(folder.path().join("config.toml"), config.to_string())?;
         let mut server = Self {
             setup,
             folder,
             starts: 0,
             process: None,
+            aws,
+            dispatcher: None,
             url: String::new(),
             owner_code: String::new(),
             used_code: Mutex::default(),
@@ -83,18 +95,13 @@ impl Server {
 
     async fn spawn(&mut self, listen: &str) -> Result<()> {
         self.starts += 1;
-        let log = File::create(self.log_file())?;
-        let mut command = Command::new(bench::ckrv()?);
-        command.args(["serve", "--listen", listen, "--config"]).arg(self.folder.path().join("config.toml"));
-        command.args(&self.setup.args).current_dir(self.folder.path()).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.folder.path());
-        command.env("CKRV_DATA", self.data());
-        if let Ok(engine) = bench::engine() {
-            // The name by which every client of the Docker API finds its engine.
-            command.env("DOCKER_HOST", engine);
-        }
-        command.envs(self.setup.env.iter().cloned()).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
-        let mut process = command.spawn().context("can't start ckrv serve")?;
+        let mut process = match &self.aws {
+            None => self.process(&self.log_file(), &["--listen", listen], &self.data())?,
+            Some(_) => {
+                let api = self.folder.path().join("api");
+                self.process(&self.log_file(), &["--role", "api", "--listen", listen], &api)?
+            }
+        };
         let log = self.log_file();
         let found = wait_until("ckrv serve prints its URL and one-time code", PATIENCE, async || {
             let text = std::fs::read_to_string(&log).unwrap_or_default();
@@ -107,7 +114,31 @@ impl Server {
             Err(status) => bail!("ckrv serve ended with {status}:\n{}", self.log()),
         }
         self.process = Some(process);
+        if self.aws.is_some() {
+            // After the API, which makes the owner's account.
+            self.dispatcher = Some(self.process(&self.dispatcher_log(), &["--role", "dispatcher"], &self.data())?);
+            let log = self.dispatcher_log();
+            let ready = async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("takes jobs")).then_some(());
+            wait_until("the dispatcher takes jobs", PATIENCE, ready).await.with_context(|| self.log())?;
+        }
         Ok(())
+    }
+
+    /// `ckrv serve` with these flags, on that data folder.
+    fn process(&self, log: &Path, args: &[&str], data: &Path) -> Result<Child> {
+        let log = File::create(log)?;
+        let mut command = Command::new(bench::ckrv()?);
+        command.args(["serve", "--config"]).arg(self.folder.path().join("config.toml")).args(args);
+        command.args(&self.setup.args).current_dir(self.folder.path()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.folder.path());
+        command.env("CKRV_DATA", data);
+        if let Ok(engine) = bench::engine() {
+            // The name by which every client of the Docker API finds its engine.
+            command.env("DOCKER_HOST", engine);
+        }
+        command.envs(self.aws.iter().flat_map(Aws::environment)).envs(self.setup.env.iter().cloned());
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
+        command.spawn().context("can't start ckrv serve")
     }
 
     /// `http://127.0.0.1:PORT`
@@ -130,12 +161,18 @@ impl Server {
 
     /// What it has printed since it was last started.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.log_file()).unwrap_or_default()
+        let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
+        read(self.log_file()) + &read(self.dispatcher_log())
     }
 
     /// What it printed in all its starts; the file of each start is kept.
     pub fn logs(&self) -> Vec<PathBuf> {
-        (1..=self.starts).map(|start| self.folder.path().join(format!("serve-{start}.log"))).collect()
+        let names = (1..=self.starts).flat_map(|start| [format!("serve-{start}.log"), format!("dispatcher-{start}.log")]);
+        names.map(|name| self.folder.path().join(name)).filter(|path| path.exists()).collect()
+    }
+
+    fn dispatcher_log(&self) -> PathBuf {
+        self.folder.path().join(format!("dispatcher-{}.log", self.starts))
     }
 
     fn log_file(&self) -> PathBuf {
@@ -144,18 +181,25 @@ impl Server {
 
     /// SIGKILL, as a power cut would be; its job runners live on.
     pub async fn kill(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("it does not run")?;
-        process.kill().await?;
+        let process = self.process.take().context("it does not run")?;
+        for mut process in [Some(process), self.dispatcher.take()].into_iter().flatten() {
+            process.kill().await?;
+        }
         Ok(())
     }
 
     /// SIGTERM, and waits for its end; an exit code other than 0 is an error.
     pub async fn stop(&mut self) -> Result<()> {
-        let mut process = self.process.take().context("it does not run")?;
-        let pid = i32::try_from(process.id().context("it has ended already")?)?;
-        kill(Pid::from_raw(pid), Signal::SIGTERM)?;
-        let status = tokio::time::timeout(Duration::from_secs(30), process.wait()).await.context("it does not stop")??;
-        if status.success() { Ok(()) } else { bail!("ckrv serve ended with {status}:\n{}", self.log()) }
+        let process = self.process.take().context("it does not run")?;
+        for mut process in [Some(process), self.dispatcher.take()].into_iter().flatten() {
+            let pid = i32::try_from(process.id().context("it has ended already")?)?;
+            kill(Pid::from_raw(pid), Signal::SIGTERM)?;
+            let status = tokio::time::timeout(Duration::from_secs(30), process.wait()).await.context("it does not stop")??;
+            if !status.success() {
+                bail!("ckrv serve ended with {status}:\n{}", self.log());
+            }
+        }
+        Ok(())
     }
 
     /// A device login without the CLI: through the API, and its owner's hand on the activation page.
