@@ -3,13 +3,17 @@
 use ckrv_core::Timestamp;
 use ckrv_core::id::UserId;
 use ckrv_core::repo_url::RepoUrlPolicy;
+use ckrv_core::webhook::NotifyPolicy;
 use ckrv_core::wire::Tier;
 use ckrv_store::QuotaRule;
 use secrecy::SecretString;
+use serde::Deserialize;
 use url::Url;
 
 /// What happens when a month's included jobs are used up.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// In TOML `"blocked"`, `{ usd_per_job = 0.5 }`, or with a limit `{ up_to = 50, usd_per_job = 0.5 }`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "OverageText")]
 pub enum Overage {
     Blocked,
     /// At most so many more, each at this price.
@@ -22,7 +26,39 @@ pub enum Overage {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The highest price of one job that is taken for meant.
+const MAX_USD_PER_JOB: f64 = 10_000.0;
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "`overage` is \"blocked\", { usd_per_job = PRICE } or { up_to = JOBS, usd_per_job = PRICE }"
+)]
+enum OverageText {
+    Word(String),
+    Priced { up_to: Option<u32>, usd_per_job: f64 },
+}
+
+impl TryFrom<OverageText> for Overage {
+    type Error = String;
+
+    fn try_from(text: OverageText) -> Result<Self, String> {
+        match text {
+            OverageText::Word(word) if word == "blocked" => Ok(Self::Blocked),
+            OverageText::Word(word) => Err(format!("`{word}` is no overage: \"blocked\", or a table with `usd_per_job`")),
+            OverageText::Priced { usd_per_job, .. } if !(0.0..=MAX_USD_PER_JOB).contains(&usd_per_job) => {
+                Err(format!("`usd_per_job` must be 0 to {MAX_USD_PER_JOB}"))
+            }
+            OverageText::Priced { up_to: Some(0), .. } => Err("`up_to = 0` allows nothing: say overage = \"blocked\"".to_owned()),
+            OverageText::Priced { up_to: Some(jobs), usd_per_job } => Ok(Self::UpTo { jobs, usd_per_job }),
+            OverageText::Priced { up_to: None, usd_per_job } => Ok(Self::Unlimited { usd_per_job }),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TierRule {
     /// Jobs a month.
     pub included: u32,
@@ -41,7 +77,9 @@ impl TierRule {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// `[tiers.NAME]`; a tier that is left out is the reference one.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Tiers {
     pub free: TierRule,
     pub pro: TierRule,
@@ -95,6 +133,16 @@ pub(crate) fn month_of(now: Timestamp) -> (String, Timestamp) {
     (month, resets_at)
 }
 
+/// How a followed log is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FollowMode {
+    /// The reply stays open: a server of our own.
+    Open,
+    /// A function is paid for as long as it answers, and so it gives what there is and lets its client come back. `streams`: a client that
+    /// doesn't ask for that gets one open reply, up to the invocation's deadline.
+    Lambda { streams: bool },
+}
+
 #[derive(Clone, Debug)]
 pub struct ApiConfig {
     /// Where clients reach this service, for example `http://127.0.0.1:7850/`.
@@ -110,6 +158,10 @@ pub struct ApiConfig {
     pub upgrade_url: String,
     /// `file:` and absolute paths as repositories, private addresses.
     pub repo_urls: RepoUrlPolicy,
+    /// Whether secrets may refer to the cloud's own secrets manager: whether the dispatchers have one.
+    pub references: bool,
+    /// What webhooks may call.
+    pub notify: NotifyPolicy,
     /// For specs and requests that name no agent.
     pub default_agent: String,
     pub default_timeout_seconds: u32,
@@ -126,6 +178,7 @@ pub struct ApiConfig {
     pub refresh_grace_seconds: u32,
     /// Logs followed at once.
     pub max_followers: usize,
+    pub follow: FollowMode,
 }
 
 impl ApiConfig {
@@ -135,13 +188,15 @@ impl ApiConfig {
         let mut allowed_hosts: Vec<String> = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned).into();
         allowed_hosts.extend(public_url.host_str().map(str::to_owned));
         Self {
-            upgrade_url: public_url.join("/upgrade").map_or_else(|_| public_url.to_string(), |url| url.to_string()),
+            upgrade_url: format!("{}/upgrade", public_url.as_str().trim_end_matches('/')),
             public_url,
             allowed_hosts,
             hmac_key,
             owner,
             tiers: Tiers::default(),
             repo_urls: RepoUrlPolicy { local_paths: true, private_addresses: true },
+            references: true,
+            notify: NotifyPolicy::default(),
             default_agent: "claude".to_owned(),
             default_timeout_seconds: 30 * 60,
             max_timeout_seconds: 24 * 3600,
@@ -153,14 +208,28 @@ impl ApiConfig {
             refresh_ttl_seconds: 90 * 86_400,
             refresh_grace_seconds: 30,
             max_followers: 1000,
+            follow: FollowMode::Open,
         }
     }
 
+    /// A service for many users, reached by the names that its operator gives it and by no other.
+    #[must_use]
+    pub fn hosted(public_url: Url, hmac_key: SecretString) -> Self {
+        let allowed_hosts = public_url.host_str().map(str::to_owned).into_iter().collect();
+        let nobody = UserId(uuid::Uuid::nil());
+        Self { allowed_hosts, repo_urls: RepoUrlPolicy::default(), ..Self::embedded(public_url, hmac_key, nobody) }
+    }
+
+    /// `path` begins with a slash; the public URL may have a path of its own, for example a stage.
     pub(crate) fn url(&self, path: &str) -> String {
-        self.public_url.join(path).map_or_else(|_| path.to_owned(), |url| url.to_string())
+        format!("{}{path}", self.public_url.as_str().trim_end_matches('/'))
     }
 
     pub(crate) fn is_https(&self) -> bool {
         self.public_url.scheme() == "https"
     }
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use ckrv_core::wire::{CreateSecret, MAX_CREDENTIAL_BYTES, Problem, SecretInfo, SecretList};
-use ckrv_store::{Put, SealContext, Secret, SecretValue};
+use ckrv_store::{Put, Reference, SealContext, Secret, SecretValue, User};
 use secrecy::SecretString;
 
 use crate::credentials::{MAX_STORED, check_name, name_taken};
@@ -12,7 +12,11 @@ use crate::extract::{Caller, Json, Name};
 use crate::state::ApiState;
 
 fn info(secret: Secret) -> SecretInfo {
-    SecretInfo { name: secret.name, created_at: secret.created_at, last_used_at: secret.last_used_at }
+    let reference = match secret.value {
+        SecretValue::Reference { reference } => Some(reference),
+        SecretValue::Sealed(_) => None,
+    };
+    SecretInfo { name: secret.name, created_at: secret.created_at, last_used_at: secret.last_used_at, reference }
 }
 
 /// The names of the stored secrets.
@@ -25,7 +29,7 @@ pub(crate) async fn list_secrets(
     Ok(axum::Json(SecretList { secrets }))
 }
 
-/// Stores a secret. Its value can't be read back.
+/// Stores a secret, whose value can't be read back, or a reference to one in the cloud's own secrets manager.
 #[utoipa::path(post, path = "/v1/secrets", tag = "secrets", request_body = CreateSecret,
     responses((status = 201, body = SecretInfo), (status = 409, body = Problem, content_type = "application/problem+json"), (status = 422, body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn create_secret(
@@ -34,19 +38,47 @@ pub(crate) async fn create_secret(
     Json(body): Json<CreateSecret>,
 ) -> Result<(StatusCode, axum::Json<SecretInfo>), ApiError> {
     check_name(&body.name)?;
-    if body.value.trim().is_empty() || body.value.len() > MAX_CREDENTIAL_BYTES {
-        return Err(ApiError::invalid("invalid_value", format!("`value` must be 1 to {MAX_CREDENTIAL_BYTES} bytes.")));
-    }
+    let given = check_given(&state, &user, body.value, body.reference)?;
     if state.stores.accounts.secrets(user.id).await?.len() >= MAX_STORED {
         return Err(ApiError::invalid("too_many_secrets", format!("At most {MAX_STORED} secrets can be stored.")));
     }
-    let owner = user.id.to_string();
-    let context = SealContext { owner: &owner, kind: "secret", name: &body.name };
-    let value = state.stores.sealer.seal(context, &SecretString::from(body.value)).await?;
-    let secret = Secret { name: body.name, value: SecretValue::Sealed(value), created_at: state.now(), last_used_at: None };
+    let value = match given {
+        Given::Reference(reference) => SecretValue::Reference { reference },
+        Given::Value(value) => {
+            let owner = user.id.to_string();
+            let context = SealContext { owner: &owner, kind: "secret", name: &body.name };
+            SecretValue::Sealed(state.stores.sealer.seal(context, &value).await?)
+        }
+    };
+    let secret = Secret { name: body.name, value, created_at: state.now(), last_used_at: None };
     match state.stores.accounts.put_secret(user.id, &secret).await? {
         Put::Done => Ok((StatusCode::CREATED, axum::Json(info(secret)))),
         Put::Exists => Err(name_taken(&secret.name)),
+    }
+}
+
+enum Given {
+    Value(SecretString),
+    Reference(String),
+}
+
+/// Exactly one of both, and a reference only to what this user may name.
+fn check_given(state: &ApiState, user: &User, value: Option<String>, reference: Option<String>) -> Result<Given, ApiError> {
+    match (value, reference) {
+        (Some(value), None) if value.trim().is_empty() || value.len() > MAX_CREDENTIAL_BYTES => {
+            Err(ApiError::invalid("invalid_value", format!("`value` must be 1 to {MAX_CREDENTIAL_BYTES} bytes.")))
+        }
+        (Some(value), None) => Ok(Given::Value(SecretString::from(value))),
+        (None, Some(_)) if !state.config.references => {
+            Err(ApiError::invalid("no_references", "This service has no secrets manager.").hint("store the value itself"))
+        }
+        (None, Some(reference)) => match Reference::parse(user.id, &reference) {
+            Ok(_) => Ok(Given::Reference(reference)),
+            Err(error) => {
+                Err(ApiError::invalid("invalid_reference", "This secret can't be referred to.").hint(error.to_string()))
+            }
+        },
+        _ => Err(ApiError::invalid("invalid_body", "A secret has either a `value` or a `reference`.")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: nothing here does input or output, reads a clock, or draws a random number. Time and ids come in as arguments,
 //! so that the state machine and the queue can be run under simulated time.
 
+pub mod address;
 pub mod event;
 pub mod id;
 pub mod job;
@@ -16,6 +17,8 @@ pub mod spec;
 pub mod trace;
 pub mod tree;
 pub mod verb;
+pub mod view;
+pub mod webhook;
 pub mod wire;
 
 pub use jiff::Timestamp;

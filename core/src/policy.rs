@@ -15,6 +15,7 @@ pub use local::LocalCommand;
 pub use name::{env_matches, is_private_name, parse_endpoint, repository_of};
 
 use crate::plan::{EgressRule, Resources};
+use crate::webhook::NotifyPolicy;
 
 /// The operator's policy, as a TOML file gives it; every key may be left out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +48,8 @@ pub struct Policy {
     pub verify_hosts: Vec<String>,
     /// Whether repositories may be on hosts with private addresses.
     pub private_git_hosts: bool,
+    /// What webhooks may call.
+    pub notify: NotifyPolicy,
     /// Whether an agent is told the job's trace, in `TRACEPARENT`, so that its own telemetry can join it.
     pub trace_agents: bool,
 }
@@ -149,6 +152,7 @@ impl Default for Policy {
             watchdog: WatchdogBounds::default(),
             verify_hosts: Vec::new(),
             private_git_hosts: false,
+            notify: NotifyPolicy::default(),
             trace_agents: true,
         }
     }

@@ -1,9 +1,10 @@
 //! Which repositories and branches may be named. Pure: a name that turns out to lead to a private address is the worker's to refuse.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use url::{Host, Url};
 
+use crate::address::is_public;
 use crate::wire::MAX_URL_BYTES;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,49 +209,10 @@ fn normal_host(host: &str) -> Result<String, RepoUrlError> {
 #[must_use]
 pub fn host_is_private(host: &str) -> bool {
     if let Ok(ip) = host.parse::<IpAddr>() {
-        return ip_is_private(ip);
+        return !is_public(ip);
     }
     let inward = ["localhost", "local", "internal", "localdomain", "home.arpa"];
     inward.iter().any(|name| host == *name || host.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
-}
-
-/// Whether an address is anything but a public unicast one: private, loopback, link-local (the clouds' metadata), shared, reserved.
-#[must_use]
-pub fn ip_is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => v4_is_private(ip),
-        IpAddr::V6(ip) => v6_is_private(ip),
-    }
-}
-
-fn v4_is_private(ip: Ipv4Addr) -> bool {
-    let [a, b, c, _] = ip.octets();
-    ip.is_private()
-        || ip.is_loopback()
-        || ip.is_link_local()
-        || ip.is_documentation()
-        || a == 0
-        || (a == 100 && (64..128).contains(&b))
-        || (a == 192 && b == 0 && c == 0)
-        || (a == 198 && (b == 18 || b == 19))
-        || a >= 224
-}
-
-fn v6_is_private(ip: Ipv6Addr) -> bool {
-    let s = ip.segments();
-    let embedded = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        v4_is_private(Ipv4Addr::new(a, b, c, d))
-    };
-    match s {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0, 0, high, low] => embedded(high, low),
-        // NAT64 and 6to4 carry an IPv4 address, so they reach what it reaches.
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
-        [0x2002, high, low, ..] => embedded(high, low),
-        [0x2001, 0xdb8, ..] => true,
-        // Global unicast is 2000::/3; everything else leads inward or nowhere.
-        [first, ..] => first & 0xe000 != 0x2000,
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::id::JobId;
-use crate::job::{Artifact, DiffStat, State, Status, Verification};
+use crate::job::{DiffStat, State, Status, Verification};
 use crate::log::LogEntry;
 
 pub use usage::{Delivery, Ledger, LedgerLine, UsageReport, WebhookSecret};
@@ -87,7 +87,7 @@ pub struct TokenResponse {
     pub expires_in: u32,
 }
 
-redacted_debug!(TokenRequest, RefreshRequest, TokenResponse, CreateCredential, CreateSecret);
+redacted_debug!(ArtifactInfo, TokenRequest, RefreshRequest, TokenResponse, CreateCredential, CreateSecret);
 
 /// An OAuth error (RFC 6749, RFC 8628): `authorization_pending`, `slow_down`, `access_denied`, `expired_token`, `invalid_grant`, ...
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -334,7 +334,18 @@ pub struct LogPage {
 
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ArtifactList {
-    pub artifacts: Vec<Artifact>,
+    pub artifacts: Vec<ArtifactInfo>,
+}
+
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct ArtifactInfo {
+    /// `diff`, `transcript`, `log` or `manifest`.
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
+    /// Where it can be fetched by whoever has this address, for some minutes; to be fetched without the access token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

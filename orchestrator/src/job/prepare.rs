@@ -1,7 +1,8 @@
 //! Prepare: clone, pin the base commit, name the feature branch.
 
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
-use ckrv_core::repo_url::{host_is_private, ip_is_private};
+use ckrv_core::address::is_public;
+use ckrv_core::repo_url::host_is_private;
 use secrecy::ExposeSecret;
 
 use super::Context;
@@ -83,7 +84,7 @@ async fn check_host(context: &Context, host: &str) -> Result<(), Failure> {
     }
     match tokio::net::lookup_host((name, 443)).await {
         Ok(addresses) => {
-            if addresses.map(|address| address.ip()).any(ip_is_private) {
+            if addresses.map(|address| address.ip()).any(|address| !is_public(address)) {
                 return Err(refuse());
             }
         }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use ckrv_core::wire::CreateSecret;
+use ckrv_core::wire::{CreateSecret, SecretInfo};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::value;
 use crate::App;
 use crate::client::Client;
-use crate::error::{Exit, Outcome};
+use crate::error::{CliError, Exit, Outcome};
 use crate::text::{clean, table};
 
 /// Manage the agents' API keys
@@ -28,8 +28,11 @@ pub enum Secrets {
         /// a to z, 0 to 9 and `-`, at most 50 characters
         name: String,
         /// Read the value from this file
-        #[arg(long, value_name = "FILE")]
+        #[arg(long, value_name = "FILE", conflicts_with = "reference")]
         file: Option<PathBuf>,
+        /// Store no value, but where the cloud's secrets manager has it, for example aws-ssm:/ckrv/shared/NAME
+        #[arg(long)]
+        reference: Option<String>,
     },
     /// List the stored secrets, without their values
     List,
@@ -45,27 +48,17 @@ pub enum Secrets {
 pub async fn run(args: SecretsArgs, app: &App) -> Outcome {
     let client = Client::new(&app.settings)?;
     match args.command {
-        Secrets::Add { name, file } => {
-            let value = value::read(file.as_deref(), "Secret", false)?.to_string();
-            let stored = client.add_secret(&CreateSecret { name, value }).await?;
+        Secrets::Add { name, file, reference } => {
+            let value = match reference {
+                Some(_) => None,
+                None => Some(value::read(file.as_deref(), "Secret", false)?.to_string()),
+            };
+            let stored = client.add_secret(&CreateSecret { name, value, reference }).await?;
             if app.ui.is_json() { app.ui.value(&stored)? } else { app.ui.note(&format!("stored secret {}", clean(&stored.name))) }
         }
         Secrets::List => {
             let list = client.secrets().await?;
-            if app.ui.is_json() {
-                app.ui.value(&list)?;
-            } else if list.secrets.is_empty() {
-                app.ui.note("no secrets; store one with `ckrv cloud secrets add NAME`");
-            } else {
-                let rows: Vec<Vec<String>> = list
-                    .secrets
-                    .iter()
-                    .map(|secret| vec![clean(&secret.name).into_owned(), secret.created_at.to_string()])
-                    .collect();
-                for line in table(&["NAME", "CREATED"], &rows) {
-                    app.ui.line(&line)?;
-                }
-            }
+            if app.ui.is_json() { app.ui.value(&list)? } else { show(&list.secrets, app)? }
         }
         Secrets::Remove { name } => {
             client.remove_secret(&name).await?;
@@ -77,4 +70,22 @@ pub async fn run(args: SecretsArgs, app: &App) -> Outcome {
         }
     }
     Ok(Exit::OK)
+}
+
+fn show(secrets: &[SecretInfo], app: &App) -> Result<(), CliError> {
+    if secrets.is_empty() {
+        app.ui.note("no secrets; store one with `ckrv cloud secrets add NAME`");
+        return Ok(());
+    }
+    let rows: Vec<Vec<String>> = secrets
+        .iter()
+        .map(|secret| {
+            let place = secret.reference.as_deref().unwrap_or_default();
+            vec![clean(&secret.name).into_owned(), secret.created_at.to_string(), clean(place).into_owned()]
+        })
+        .collect();
+    for line in table(&["NAME", "CREATED", "REFERENCE"], &rows) {
+        app.ui.line(&line)?;
+    }
+    Ok(())
 }

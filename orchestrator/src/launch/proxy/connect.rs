@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ckrv_core::address::is_public;
 use ckrv_shim::mux::MuxStream;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,7 +18,6 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::address::is_public;
 use super::{Denied, DeniedReason, Egress};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(15);

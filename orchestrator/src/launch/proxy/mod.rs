@@ -2,7 +2,6 @@
 //!
 //! Invariant: the agent's side never sees a secret; it sees a token that is worth nothing outside its own run.
 
-mod address;
 mod connect;
 mod mask;
 mod route;
@@ -16,8 +15,6 @@ use ckrv_shim::mux::MuxStream;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 use url::Url;
-
-pub use address::is_public;
 
 /// One model API that a run may call.
 #[derive(Clone, Debug)]

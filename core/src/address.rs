@@ -1,9 +1,10 @@
-//! Which addresses are out in the public internet.
+//! Which addresses are out in the public internet: the one rule for repositories, agents and webhooks.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether an address may be reached on behalf of an agent: not this machine, its network, a cloud's metadata service, nor one that
+/// Whether an address may be reached on behalf of a user: not this machine, its network, a cloud's metadata service, nor one that
 /// is reserved; an IPv6 address that carries an IPv4 one is judged by that.
+#[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
