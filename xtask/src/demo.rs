@@ -22,7 +22,7 @@ printf '\\nSee GREETING.md.\\n' >> README.md
 
 pub fn run() -> Result<()> {
     let mut steps = Steps::new();
-    let ckrv = steps.run("build ckrv", || workspace::build("ckrv", "ckrv"))?;
+    let ckrv = steps.run("build ckrv", || workspace::build("ckrv"))?;
     let mut home = Home::new(ckrv)?;
     let root = home.path("");
     let server = steps.run("a service of one's own: API, queue, store and workers in one process", || serve(&mut home, &root))?;

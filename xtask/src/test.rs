@@ -27,7 +27,7 @@ pub fn run(args: &Args) -> Result<()> {
         lints(&mut steps, args.fast)?;
     }
     let bench = if args.fast { None } else { Some(setup::bring(&mut steps)?) };
-    let ckrv = steps.run("build ckrv", || workspace::build("ckrv", "ckrv"))?;
+    let ckrv = steps.run("build ckrv", || workspace::build("ckrv"))?;
     if filter.is_none() {
         steps.run("generated files are up to date", || checks::generated(&ckrv))?;
         if !args.fast {

@@ -55,7 +55,7 @@ pub fn check(root: &Path) -> Result<()> {
         ));
     }
     let mut golden = crate::workspace::cargo();
-    golden.args(["test", "--quiet", "--package", "ckrv-orchestrator", "--test", "golden"]).env("CKRV_ADAPTERS_DIR", fresh.path());
+    golden.args(["test", "--quiet", "--workspace", "--test", "golden"]).env("CKRV_ADAPTERS_DIR", fresh.path());
     steps::run(&mut golden)
 }
 

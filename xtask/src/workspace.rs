@@ -20,9 +20,10 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds the debug binary of one of our packages, and returns its path.
-pub fn build(package: &str, binary: &str) -> Result<PathBuf> {
-    steps::run(cargo().args(["build", "--quiet", "--package", package, "--bin", binary]))?;
+/// Builds one of our debug binaries, and returns its path. `--workspace` and not `--package`: cargo gives dependencies the features that the
+/// selected packages want, and would compile most of them once more for each selection.
+pub fn build(binary: &str) -> Result<PathBuf> {
+    steps::run(cargo().args(["build", "--quiet", "--workspace", "--bin", binary]))?;
     Ok(target_dir()?.join("debug").join(binary))
 }
 
