@@ -8,4 +8,6 @@ pub mod git;
 pub mod job;
 pub mod launch;
 pub mod launch_choice;
+pub mod metrics;
 pub mod settings;
+pub mod trace;

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use secrecy::SecretString;
 
 use crate::launch_choice::LauncherChoice;
+use crate::trace::LinkSpan;
 
 /// How long a lease holds without a beat.
 pub const LEASE: SignedDuration = SignedDuration::from_secs(60);
@@ -54,4 +55,6 @@ pub struct Settings {
     pub operator_secrets: BTreeMap<String, SecretString>,
     /// The operator's own adapters, by the agent's name; they come before the built-in ones.
     pub adapters: BTreeMap<String, PathBuf>,
+    /// Puts the spans of attempts into the traces that they belong to.
+    pub link_span: LinkSpan,
 }

@@ -22,6 +22,8 @@ pub enum Internal {
     CliReference,
     /// Print docs/openapi.json
     Openapi,
+    /// Print agents-wasm/prebuilt/agents.json
+    AgentCatalog,
     /// Run one attempt of one job; the folder holds its task
     JobRunner {
         #[arg(long)]
@@ -39,10 +41,11 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
     match args.command {
         Internal::CliReference => app.ui.bytes(reference().as_bytes())?,
         Internal::Openapi => app.ui.bytes(openapi()?.as_bytes())?,
+        Internal::AgentCatalog => app.ui.bytes(agent_catalog().await?.as_bytes())?,
         Internal::JobRunner { dir } => {
             let _ = rustls::crypto::ring::default_provider().install_default();
             log(app, "info");
-            ckrv_orchestrator::job::run(&dir, SHIM)
+            ckrv_orchestrator::job::run(&dir, SHIM, ckrv_orchestrator::trace::UNLINKED)
                 .await
                 .map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
         }
@@ -73,6 +76,14 @@ fn log(app: &App, default: &str) {
 pub fn openapi() -> Result<String, CliError> {
     let text = ckrv_api::openapi().to_pretty_json().map_err(|error| CliError::other("openapi", error.to_string()))?;
     Ok(format!("{text}\n"))
+}
+
+/// What the built-in adapters say of themselves, for a server that has no WebAssembly in it.
+async fn agent_catalog() -> Result<String, CliError> {
+    use ckrv_api::AgentCatalog as _;
+    let agents = crate::engine::catalog(None, std::collections::BTreeMap::new()).await?.agents();
+    let text = serde_json::to_string_pretty(&ckrv_core::wire::AgentList { agents });
+    Ok(format!("{}\n", text.map_err(|error| CliError::other("agents", error.to_string()))?))
 }
 
 /// The reference of the command line in Markdown, from the commands' own help.

@@ -150,7 +150,7 @@ impl Engine {
         })?;
         let address = listener.local_addr().map_err(|error| CliError::io("can't tell the address", error))?;
         let url = public_url(config, address, tls.is_some())?;
-        let agents = Arc::new(catalog(data, config.adapter_files()?).await?);
+        let agents = Arc::new(catalog(Some(data.join("cache")), config.adapter_files()?).await?);
         let key = api_key(&self.stores, config, key).await?;
         let api = api_state(&self.stores, config, &url, key, owner, agents, on_owner_code);
         self.tasks.push(tokio::spawn(api_task(listener, api, tls, self.shutdown.clone())));
@@ -310,6 +310,7 @@ fn settings(
         max_running: config.max_running,
         operator_secrets,
         adapters: config.adapter_files()?,
+        link_span: ckrv_orchestrator::trace::UNLINKED,
     })
 }
 
@@ -359,8 +360,9 @@ fn api_state(
     ApiState::new(stores.clone(), api, Arc::new(SystemClock), agents, Arc::new(OwnerCodes::new(on_owner_code)))
 }
 
+/// What the adapters say of themselves.
 #[derive(Debug)]
-struct Catalog(Vec<AgentInfo>);
+pub struct Catalog(Vec<AgentInfo>);
 
 impl AgentCatalog for Catalog {
     fn agents(&self) -> Vec<AgentInfo> {
@@ -368,12 +370,14 @@ impl AgentCatalog for Catalog {
     }
 }
 
-/// What the adapters say of themselves: the built-in ones, and the operator's own before them.
-async fn catalog(data: &Path, own: BTreeMap<String, PathBuf>) -> Result<Catalog, CliError> {
-    let cache = data.join("cache");
+/// Asks the adapters: the built-in ones, and the operator's own before them. `cache`: for what is compiled of them.
+///
+/// # Errors
+/// An adapter that can't be used.
+pub async fn catalog(cache: Option<PathBuf>, own: BTreeMap<String, PathBuf>) -> Result<Catalog, CliError> {
     let described = tokio::task::spawn_blocking(move || {
         let failed = |name: &str, error| CliError::other("adapters", format!("the adapter `{name}` can't be used")).source(error);
-        let host = AdapterHost::new(Limits::default(), Some(cache)).map_err(|error| failed("host", error))?;
+        let host = AdapterHost::new(Limits::default(), cache).map_err(|error| failed("host", error))?;
         let mut agents = BTreeMap::new();
         for (name, bytes) in
             builtin_names().filter_map(|name| Some((name, builtin(name)?))).filter(|(name, _)| !own.contains_key(*name))

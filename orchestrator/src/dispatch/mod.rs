@@ -19,9 +19,12 @@ use ckrv_core::machine::{CLOCK_SKEW, EndReason, Evidence, MAX_ATTEMPTS, Refusal,
 use ckrv_store::{Signal, StoreError, Stores, VerbError};
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::gateway::{GatewayServer, Task};
+use crate::metrics::Part;
 use crate::settings::{LEASE, Settings};
+use crate::trace;
 
 /// The job runner ends a job at its deadline; only when it doesn't, the dispatcher does.
 const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
@@ -95,6 +98,7 @@ impl Dispatcher {
                 Ok(()) if settles => settled = Some(Instant::now()),
                 Ok(()) => {}
                 Err(error) => {
+                    self.gateway.metrics().store_failed(Part::Dispatcher);
                     *self.unsure_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (self.clock)();
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
@@ -121,6 +125,7 @@ impl Dispatcher {
     /// When the store fails; the next turn tries again.
     pub async fn turn(&self) -> Result<(), StoreError> {
         let running = self.stores.jobs.running().await?;
+        self.gateway.metrics().running(running.iter().filter(|job| self.is_ours(job)));
         let mut live = Vec::new();
         for job in &running {
             if !self.settle(job).await? {
@@ -193,12 +198,18 @@ impl Dispatcher {
 
     /// Takes the lease and starts a job runner; `None`: somebody else has it, or it may not start now.
     async fn claim(&self, job: &JobRecord) -> Result<Option<JobRecord>, StoreError> {
+        let (span, place) = trace::span(self.settings.link_span, "claim", job.id, job.fence.next(), job.trace.as_deref());
+        self.claim_in_span(job, place).instrument(span).await
+    }
+
+    async fn claim_in_span(&self, job: &JobRecord, trace: Option<String>) -> Result<Option<JobRecord>, StoreError> {
         let now = (self.clock)();
         let claim = ClaimId(uuid::Uuid::now_v7());
         let verb = Verb::Claim { claim, worker: self.settings.worker.clone(), until: now + LEASE, has_room: true };
         let claimed = match self.stores.jobs.apply(job.id, &verb, now).await {
             Ok(claimed) => claimed,
             Err(VerbError::Refused { refusal, .. }) => {
+                self.gateway.metrics().claim_refused(&refusal);
                 tracing::debug!(job = %job.id, %refusal, "the job was not claimed");
                 return Ok(None);
             }
@@ -206,21 +217,26 @@ impl Dispatcher {
             Err(VerbError::Store(error)) => return Err(error),
         };
         let fence = claimed.fence;
+        self.gateway.metrics().claimed(&claimed, now);
+        trace::note_attempt(claimed.attempt);
+        tracing::info!(worker = self.settings.worker, "claimed a job");
         let task = Task {
             job: job.id,
             fence,
             claim,
             socket: self.settings.socket.clone(),
             token: self.gateway.token(job.id, fence, claim),
+            trace,
         };
         if let Err(error) = self.runners.start(&task).await {
+            self.gateway.metrics().launch_failed();
             tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
             let note = format!("its job runner could not be started: {error}");
             let not_before = now + backoff(claimed.attempt);
             self.settle_with(&claimed, Verb::Release { claim, fence, not_before, note }).await?;
             return Ok(None);
         }
-        tracing::info!(job = %job.id, attempt = claimed.attempt, %fence, "claimed a job");
+        tracing::info!("launched its job runner");
         Ok(Some(claimed))
     }
 
@@ -258,10 +274,11 @@ impl Dispatcher {
 
     /// Of an attempt that another dispatcher holds, only the lease tells.
     async fn liveness(&self, job: &JobRecord) -> Liveness {
-        match &job.lease {
-            Some(lease) if lease.worker != self.settings.worker => Liveness::Unknown,
-            _ => self.runners.liveness(job.id, job.fence).await,
-        }
+        if self.is_ours(job) { self.runners.liveness(job.id, job.fence).await } else { Liveness::Unknown }
+    }
+
+    fn is_ours(&self, job: &JobRecord) -> bool {
+        job.lease.as_ref().is_none_or(|lease| lease.worker == self.settings.worker)
     }
 
     fn unsure_until(&self) -> Timestamp {
@@ -288,8 +305,20 @@ impl Dispatcher {
     }
 
     async fn settle_with(&self, job: &JobRecord, verb: Verb) -> Result<bool, StoreError> {
-        match self.stores.jobs.apply(job.id, &verb, (self.clock)()).await {
+        let (span, _) = trace::span(self.settings.link_span, verb.name(), job.id, job.fence, job.trace.as_deref());
+        self.settle_in_span(job, verb).instrument(span).await
+    }
+
+    async fn settle_in_span(&self, job: &JobRecord, verb: Verb) -> Result<bool, StoreError> {
+        trace::note_attempt(job.attempt);
+        let now = (self.clock)();
+        match self.stores.jobs.apply(job.id, &verb, now).await {
             Ok(next) => {
+                match verb {
+                    Verb::Reap { .. } => self.gateway.metrics().reaped(),
+                    Verb::Release { .. } => self.gateway.metrics().released(),
+                    _ => self.gateway.metrics().ended(&next, now),
+                }
                 if next.state.is_final() {
                     compact_log(&self.stores, job.id).await;
                 }

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::TRACEPARENT;
 use super::wire::*;
 use crate::git::GitCredential;
 
@@ -58,8 +59,13 @@ impl Gateway {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(task: &Task) -> Result<Self, reqwest::Error> {
-        let client =
-            reqwest::Client::builder().unix_socket(task.socket.clone()).no_proxy().timeout(Duration::from_secs(60)).build()?;
+        let trace = task.trace.as_deref().and_then(|trace| reqwest::header::HeaderValue::from_str(trace).ok());
+        let client = reqwest::Client::builder()
+            .unix_socket(task.socket.clone())
+            .no_proxy()
+            .timeout(Duration::from_secs(60))
+            .default_headers(trace.into_iter().map(|trace| (TRACEPARENT, trace)).collect())
+            .build()?;
         // The host's name is never looked up: the socket is where this goes.
         let base = format!("http://gateway/attempts/{}/{}/{}", task.job, task.fence, task.claim);
         Ok(Self { client, base, token: task.token.clone() })

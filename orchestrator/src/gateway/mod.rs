@@ -11,3 +11,6 @@ mod wire;
 pub use client::{Gateway, GatewayError};
 pub use server::{GatewayServer, serve_unix, sha256_hex};
 pub use wire::*;
+
+/// Names the trace that a job runner works for.
+const TRACEPARENT: reqwest::header::HeaderName = reqwest::header::HeaderName::from_static("traceparent");

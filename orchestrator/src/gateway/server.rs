@@ -22,12 +22,16 @@ use hmac::{Hmac, KeyInit, Mac};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use tracing::Instrument as _;
 
+use super::TRACEPARENT;
 use super::once::Once;
 use super::wire::*;
 use crate::dispatch::compact_log;
 use crate::git::GitCredential;
+use crate::metrics::{Metrics, Part};
 use crate::settings::Settings;
+use crate::trace;
 
 /// Largest artifact or log batch that a job runner may send.
 const MAX_BODY: usize = 600 * 1024 * 1024;
@@ -42,6 +46,7 @@ pub struct GatewayServer {
     clock: fn() -> Timestamp,
     once: Once,
     watched: Mutex<HashMap<JobId, Instant>>,
+    metrics: Metrics,
 }
 
 impl std::fmt::Debug for GatewayServer {
@@ -57,7 +62,21 @@ impl GatewayServer {
     /// `key` makes the attempts' tokens; it must be the same after a restart, since job runners live on.
     #[must_use]
     pub fn new(stores: Stores, settings: Arc<Settings>, key: SecretString, clock: fn() -> Timestamp) -> Arc<Self> {
-        Arc::new(Self { stores, settings, key, clock, once: Once::default(), watched: Mutex::default() })
+        Arc::new(Self {
+            stores,
+            settings,
+            key,
+            clock,
+            once: Once::default(),
+            watched: Mutex::default(),
+            metrics: Metrics::default(),
+        })
+    }
+
+    /// What this gateway and its dispatcher count.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The token of one attempt.
@@ -91,7 +110,10 @@ impl GatewayServer {
             return Err(Denied(Denial::Refused(Refusal::Ended)));
         }
         match &record.lease {
-            Some(lease) if lease.claim == claim && record.fence == fence => Ok(record),
+            Some(lease) if lease.claim == claim && record.fence == fence => {
+                trace::note_attempt(record.attempt);
+                Ok(record)
+            }
             _ => Err(Denied(Denial::Refused(Refusal::LostLease))),
         }
     }
@@ -164,7 +186,18 @@ async fn authenticate(
     if !allowed {
         return Denied(Denial::Unauthorized).into_response();
     }
-    next.run(request).await
+    let span = match attempt() {
+        Some((job, fence, _)) => {
+            let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
+            trace::request_span(gateway.settings.link_span, request.uri().path(), job, fence, given)
+        }
+        None => tracing::Span::none(),
+    };
+    let response = next.run(request).instrument(span).await;
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        gateway.metrics.store_failed(Part::Gateway);
+    }
+    response
 }
 
 struct Denied(Denial);
@@ -271,7 +304,9 @@ async fn advance(
     Json(body): Json<AdvanceRequest>,
 ) -> Result<StatusCode, Denied> {
     let verb = Verb::Advance { claim, fence, to: body.to, facts: body.facts };
-    gateway.stores.jobs.apply(job, &verb, (gateway.clock)()).await?;
+    let record = gateway.stores.jobs.apply(job, &verb, (gateway.clock)()).await?;
+    trace::note_attempt(record.attempt);
+    tracing::debug!(state = %record.state, "a job went on");
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -281,7 +316,10 @@ async fn log(
     Json(body): Json<LogRequest>,
 ) -> Result<StatusCode, Denied> {
     match gateway.stores.jobs.append_log(job, claim, fence, &body.entries).await {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Ok(()) => {
+            gateway.metrics.log_appended(body.entries.first().map(|entry| entry.timestamp), (gateway.clock)());
+            Ok(StatusCode::NO_CONTENT)
+        }
         Err(AppendError::Closed) => Err(Denied(Denial::LogClosed)),
         Err(AppendError::Gap { expected }) => Err(Denied(Denial::LogGap(expected))),
         Err(AppendError::Store(error)) => Err(error.into()),
@@ -373,7 +411,10 @@ async fn release(
 ) -> Result<StatusCode, Denied> {
     let now = (gateway.clock)();
     let not_before = now + SignedDuration::from_secs(i64::from(body.not_before_seconds.min(3600)));
-    gateway.stores.jobs.apply(job, &Verb::Release { claim, fence, not_before, note: body.note }, now).await?;
+    let record = gateway.stores.jobs.apply(job, &Verb::Release { claim, fence, not_before, note: body.note }, now).await?;
+    trace::note_attempt(record.attempt);
+    gateway.metrics.released();
+    tracing::warn!("a job runner gave its job back");
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -386,7 +427,11 @@ async fn finish(
     if body.artifacts.iter().any(|artifact| !artifact.key.starts_with(&prefix)) {
         return Err(Denied(Denial::Invalid("an artifact of another attempt can't be published".to_owned())));
     }
-    gateway.stores.jobs.apply(job, &Verb::Finish { claim, fence, finish: Box::new(body) }, (gateway.clock)()).await?;
+    let now = (gateway.clock)();
+    let record = gateway.stores.jobs.apply(job, &Verb::Finish { claim, fence, finish: Box::new(body) }, now).await?;
+    trace::note_attempt(record.attempt);
+    gateway.metrics.ended(&record, now);
+    tracing::info!(state = %record.state, class = ?record.outcome.as_ref().map(|outcome| outcome.class), "a job ended");
     let stores = gateway.stores.clone();
     // The job runner need not wait for it.
     tokio::spawn(async move { compact_log(&stores, job).await });

@@ -23,6 +23,9 @@ pub struct Task {
     pub socket: PathBuf,
     #[serde(serialize_with = "expose")]
     pub token: SecretString,
+    /// `traceparent` of what started it.
+    #[serde(default)]
+    pub trace: Option<String>,
 }
 
 impl std::fmt::Debug for Task {

@@ -207,6 +207,10 @@ async fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Re
             env.insert(secret.env.clone(), secrecy::ExposeSecret::expose_secret(value).to_owned());
         }
     }
+    // For the agent's own telemetry; one that knows nothing of it is not disturbed.
+    if let Some(trace) = context.view.job.trace.as_ref().filter(|_| context.view.policy.trace_agents) {
+        env.entry("TRACEPARENT".to_owned()).or_insert_with(|| trace.clone());
+    }
     let routes = planned.granted.routes.iter().filter_map(|granted| {
         let route = &granted.route;
         Some(Route {

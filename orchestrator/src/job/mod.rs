@@ -24,11 +24,13 @@ use ckrv_core::spec::Spec;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::gateway::{Gateway, JobView, Task};
+use crate::trace::{self, LinkSpan};
 use failure::Failure;
 use log::JobLog;
 pub use sandbox::JOB_LABEL;
 use sandbox::Sandboxes;
 use stop::{StopReason, Stopper};
+use tracing::Instrument as _;
 
 /// How long the report of an attempt may take once its work is done, with a gateway that is there.
 const REPORT_PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -83,7 +85,7 @@ impl Context {
 ///
 /// # Errors
 /// When not even the gateway could be told.
-pub async fn run(dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
+pub async fn run(dir: &Path, shim: &'static [u8], link: LinkSpan) -> Result<(), RunnerError> {
     let io = |context: String| move |source| RunnerError::Io { context, source };
     // Of its own session: a terminal's ctrl-C or hang-up is meant for the server, not for the jobs.
     let _ = nix::unistd::setsid();
@@ -92,6 +94,12 @@ pub async fn run(dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
     let task: Task = serde_json::from_slice(&text).map_err(RunnerError::Task)?;
     // The token is not needed there any more.
     std::fs::remove_file(&path).map_err(io(format!("can't remove {}", path.display())))?;
+    let (span, trace) = trace::span(link, "run", task.job, task.fence, task.trace.as_deref());
+    run_task(Task { trace, ..task }, dir, shim).instrument(span).await
+}
+
+async fn run_task(task: Task, dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
+    let io = |context: String| move |source| RunnerError::Io { context, source };
     let gateway = Gateway::new(&task).map_err(RunnerError::Client)?;
     let log = JobLog::new(task.fence, &dir.join("log.ndjson")).map_err(io("can't make the log".to_owned()))?;
     log.hide(task.token.expose_secret());
@@ -102,6 +110,8 @@ pub async fn run(dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
             return Ok(());
         }
     };
+    trace::note_attempt(view.job.attempt);
+    tracing::info!(agent = view.job.request.agent, launcher = view.launcher.name(), "runs an attempt");
     let sockets = tempfile::Builder::new().prefix("ckrv-").tempdir().map_err(io("can't make a temporary folder".to_owned()))?;
     let shipping = tokio::spawn(log.clone().ship(gateway.clone()));
     let stopper = Stopper::start(&gateway, &log, view.job.deadline);
@@ -198,18 +208,20 @@ fn announce(log: &JobLog, view: &JobView) {
 
 /// The way of a job, in its order.
 async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, Failure> {
-    let prepared = prepare::prepare(context, facts).await?;
+    let prepared = prepare::prepare(context, facts).instrument(tracing::info_span!("prepare")).await?;
     context.gateway.advance(State::Planning, facts).await?;
-    let mut agent = plan::load(context, &prepared).await?;
+    let mut agent = plan::load(context, &prepared).instrument(tracing::info_span!("load")).await?;
     let mut repairs = 0;
     let mut feedback = None;
     loop {
-        let planned = plan::plan(context, &mut agent, feedback.take()).await?;
+        let planned = plan::plan(context, &mut agent, feedback.take()).instrument(tracing::info_span!("plan")).await?;
         context.gateway.advance(State::Executing, facts).await?;
-        let head = execute::execute(context, &prepared, &mut agent, &planned, facts).await?;
+        let head =
+            execute::execute(context, &prepared, &mut agent, &planned, facts).instrument(tracing::info_span!("execute")).await?;
         facts.head_sha = Some(head.clone());
         context.gateway.advance(State::Verifying, facts).await?;
-        match verify::verify(context, &prepared, &mut agent, &head, repairs, facts).await? {
+        let verified = verify::verify(context, &prepared, &mut agent, &head, repairs, facts);
+        match verified.instrument(tracing::info_span!("verify")).await? {
             verify::Verified::Done => break,
             verify::Verified::Repair(output) => {
                 repairs += 1;
@@ -219,7 +231,7 @@ async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, F
         }
     }
     context.gateway.advance(State::Publishing, facts).await?;
-    publish::publish(context, &prepared, facts).await
+    publish::publish(context, &prepared, facts).instrument(tracing::info_span!("publish")).await
 }
 
 async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, job: &JobRecord) {
@@ -231,6 +243,7 @@ async fn report(gateway: &Gateway, log: &JobLog, ended: Ended, job: &JobRecord) 
         log.error("ckrv", &line)
     }
     let log_end = log.flush().await;
+    tracing::info!(class = ?ended.outcome.class, "reports the end of an attempt");
     let mut finish = Finish { outcome: ended.outcome, facts: ended.facts, artifacts: ended.artifacts, log_end };
     let told = tokio::time::timeout(REPORT_PATIENCE, gateway.finish(&finish)).await;
     let Ok(Err(error)) = told else { return };
