@@ -263,6 +263,7 @@ pub trait AccountStore: Send + Sync {
     async fn delete_secret(&self, owner: UserId, name: &str) -> Result<bool, StoreError>;
     async fn secret_used(&self, owner: UserId, name: &str, at: Timestamp) -> Result<(), StoreError>;
 
-    /// Deletes what expired before `now`.
+    /// Deletes what expired before `now`, where the backend doesn't do that by itself. Housekeeping only: whoever reads a record checks
+    /// its time.
     async fn purge_tokens(&self, now: Timestamp) -> Result<(), StoreError>;
 }

@@ -15,7 +15,7 @@ use ckrv_core::log::{Cursor, Level, LogEntry};
 use ckrv_core::machine::Verb;
 use ckrv_store::contract::at;
 use ckrv_store::{
-    AppendError, JobFilter, LocalVault, NewJob, Opener, QuotaRule, SealContext, Sealer, Signal, StoreError, Stores, VerbError,
+    AccessToken, AppendError, JobFilter, LocalVault, NewJob, Opener, QuotaRule, SealContext, Sealer, Signal, StoreError, Stores, VerbError,
     open_embedded,
 };
 use rusqlite::Connection;
@@ -361,4 +361,22 @@ async fn what_changes_is_signalled_after_it_can_be_read() {
     assert_eq!(signals.recv().await.unwrap(), Signal::Queued(job.id));
     assert!(stores.jobs.apply(job.id, &release, at(1)).await.is_err());
     assert!(signals.try_recv().is_err(), "neither a repeated append nor a refusal is news");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_expired_is_purged() {
+    let folder = tempfile::tempdir().unwrap();
+    let accounts = open_embedded(folder.path()).unwrap().accounts;
+    let token = |sha256: &str, expires: i64| AccessToken {
+        sha256: sha256.to_owned(),
+        user: OWNER,
+        family: "f".to_owned(),
+        expires_at: at(expires),
+    };
+    for token in [token("aa", 10), token("bb", 100)] {
+        accounts.put_access_token(&token).await.unwrap();
+    }
+    accounts.purge_tokens(at(50)).await.unwrap();
+    assert_eq!(accounts.access_token("aa").await.unwrap(), None);
+    assert_eq!(accounts.access_token("bb").await.unwrap(), Some(token("bb", 100)));
 }

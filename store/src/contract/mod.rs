@@ -50,7 +50,7 @@ impl std::fmt::Debug for Fixture {
 macro_rules! contract_tests {
     ($fixture:path) => {
         $crate::contract_tests! { @all $fixture;
-            accounts: a_user_is_read_back, access_tokens_are_found_by_hash_and_purged_when_expired,
+            accounts: a_user_is_read_back, access_tokens_are_found_by_hash_and_kept_until_they_expire,
                 a_family_is_rotated_by_one_of_many, a_revoked_family_is_never_rotated_and_its_tokens_are_gone,
                 a_device_login_changes_state_once, a_device_login_is_found_by_its_user_code,
                 a_credential_is_put_once_by_one_of_many, credentials_of_users_do_not_mix, a_secret_is_put_once_and_deleted_once,
