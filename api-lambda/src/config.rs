@@ -10,6 +10,8 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
+use crate::auth::oidc::OidcIssuer;
+
 /// What happens when a month's included jobs are used up.
 /// In TOML `"blocked"`, `{ usd_per_job = 0.5 }`, or with a limit `{ up_to = 50, usd_per_job = 0.5 }`.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -176,6 +178,12 @@ pub struct ApiConfig {
     pub refresh_ttl_seconds: u32,
     /// For how long a refresh token that was just exchanged gives the same successors again.
     pub refresh_grace_seconds: u32,
+    /// Whether a proxy of the operator's stands before this server, whose `X-Forwarded-For` tells where a request came from.
+    pub behind_proxy: bool,
+    /// Where people sign in on the activation page; without any, the owner's one-time code is asked for.
+    pub oidc: Vec<OidcIssuer>,
+    /// Of who signs in for the first time.
+    pub new_user_tier: Tier,
     /// Logs followed at once.
     pub max_followers: usize,
     pub follow: FollowMode,
@@ -207,6 +215,9 @@ impl ApiConfig {
             access_ttl_seconds: 3600,
             refresh_ttl_seconds: 90 * 86_400,
             refresh_grace_seconds: 30,
+            behind_proxy: false,
+            oidc: Vec::new(),
+            new_user_tier: Tier::Free,
             max_followers: 1000,
             follow: FollowMode::Open,
         }
@@ -217,7 +228,7 @@ impl ApiConfig {
     pub fn hosted(public_url: Url, hmac_key: SecretString) -> Self {
         let allowed_hosts = public_url.host_str().map(str::to_owned).into_iter().collect();
         let nobody = UserId(uuid::Uuid::nil());
-        Self { allowed_hosts, repo_urls: RepoUrlPolicy::default(), ..Self::embedded(public_url, hmac_key, nobody) }
+        Self { allowed_hosts, repo_urls: RepoUrlPolicy::default(), references: true, ..Self::embedded(public_url, hmac_key, nobody) }
     }
 
     /// `path` begins with a slash; the public URL may have a path of its own, for example a stage.

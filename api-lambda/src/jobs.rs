@@ -1,12 +1,14 @@
 //! `/v1/jobs`
 
+mod batch;
 pub(crate) mod change;
 pub(crate) mod create;
-mod follow;
+pub(crate) mod follow;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod read;
 mod submit;
+pub(crate) mod watching;
 mod view;
 
 use axum::http::StatusCode;

@@ -8,10 +8,12 @@ use ckrv_core::wire::AgentInfo;
 use ckrv_store::Stores;
 use tokio::sync::{Semaphore, watch};
 
+use crate::auth::oidc::Providers;
 use crate::auth::owner_code::OwnerCodes;
 use crate::auth::rate::Window;
 use crate::config::ApiConfig;
 use crate::health::Probe;
+use crate::jobs::watching::Watching;
 use crate::metrics::ApiMetrics;
 
 /// Tells the time; tests tell their own.
@@ -51,8 +53,10 @@ pub struct ApiState {
     pub metrics: ApiMetrics,
     pub link_span: LinkSpan,
     pub(crate) probe: Arc<Probe>,
+    pub(crate) oidc: Arc<Providers>,
     pub(crate) device_window: Arc<Window>,
     pub(crate) followers: Arc<Semaphore>,
+    pub(crate) watching: Arc<Watching>,
     closing: watch::Sender<bool>,
 }
 
@@ -67,8 +71,10 @@ impl ApiState {
     ) -> Self {
         Self {
             stores,
+            oidc: Arc::new(Providers::new(&config.oidc)),
             device_window: Arc::new(Window::per_minute(config.device_logins_per_minute)),
             followers: Arc::new(Semaphore::new(config.max_followers)),
+            watching: Arc::default(),
             config: Arc::new(config),
             clock,
             agents,

@@ -41,6 +41,7 @@ pub const REFRESH_GRANT: &str = "refresh_token";
 /// `POST /v1/auth/device`. Unknown fields are ignored, as OAuth says.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeviceRequest {
+    #[schema(min_length = 1, max_length = 100, pattern = "^[!-~]{1,100}$")]
     pub client_id: String,
 }
 
@@ -62,18 +63,23 @@ pub struct DeviceResponse {
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct TokenRequest {
     #[serde(default)]
+    #[schema(required = true)]
     pub client_id: String,
     #[serde(default)]
+    #[schema(required = true)]
     pub device_code: String,
     #[serde(default)]
+    #[schema(required = true, pattern = "^urn:ietf:params:oauth:grant-type:device_code$")]
     pub grant_type: String,
 }
 
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct RefreshRequest {
     #[serde(default)]
+    #[schema(required = true)]
     pub refresh_token: String,
     #[serde(default)]
+    #[schema(required = true, pattern = "^refresh_token$")]
     pub grant_type: String,
 }
 
@@ -135,11 +141,12 @@ pub enum CredentialType {
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateCredential {
-    /// `^[a-z0-9-]{1,50}$`
+    #[schema(pattern = "^[a-z0-9-]{1,50}$")]
     pub name: String,
     pub provider: Provider,
     pub credential_type: CredentialType,
     /// The token, or the private key in OpenSSH or PEM format. Never returned.
+    #[schema(min_length = 1)]
     pub value: String,
     /// Where the credential is offered, `host` or `host:port`; the provider's host by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -171,7 +178,7 @@ pub struct CredentialList {
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateSecret {
-    /// `^[a-z0-9-]{1,50}$`
+    #[schema(pattern = "^[a-z0-9-]{1,50}$")]
     pub name: String,
     /// Never returned. Either this or `reference`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -207,9 +214,13 @@ fn main_branch() -> String {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateJob {
+    /// At most 256 KiB.
+    #[schema(min_length = 1)]
     pub spec_content: String,
+    #[schema(min_length = 1, max_length = 2048)]
     pub git_repo_url: String,
     #[serde(default = "main_branch")]
+    #[schema(min_length = 1)]
     pub git_base_branch: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub git_credential_name: Option<String>,
@@ -219,9 +230,11 @@ pub struct CreateJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
     pub timeout_seconds: Option<u32>,
     /// 1; more comes with best-of-N.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1)]
     pub best_of: Option<u32>,
     /// Slot of the adapter to the name of a stored secret.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -231,6 +244,7 @@ pub struct CreateJob {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub push: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(exclusive_minimum = 0.0, maximum = 1_000_000.0)]
     pub max_cost_usd: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notify_url: Option<String>,

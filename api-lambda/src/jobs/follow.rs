@@ -7,29 +7,29 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use ckrv_core::id::JobId;
-use ckrv_core::job::JobRecord;
 use ckrv_core::log::{Cursor, LogEntry};
 use ckrv_store::{Signal, StoreError};
 use futures::stream;
-use jiff::SignedDuration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
 
+use super::watching;
 use crate::error::ApiError;
 use crate::state::ApiState;
 
 /// Signals are hints; without one the store is asked this often.
 const POLL: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// How often the worker is told that somebody watches.
-const WATCHED: Duration = Duration::from_secs(5);
-/// For how long that counts.
-const WATCHED_FOR: SignedDuration = SignedDuration::from_secs(15);
-/// Entries in one write.
+/// Entries in one write, and their bytes unless one alone has more.
 const BATCH: usize = 200;
+const BATCH_BYTES: usize = 1024 * 1024;
 /// Failures of the store in a row, after which the client is left to come back.
 const MAX_FAILURES: u32 = 5;
+
+/// When an answer must have ended, for requests that have such a time: their process is stopped soon after it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(pub Instant);
 
 struct Follower {
     state: ApiState,
@@ -37,16 +37,17 @@ struct Follower {
     cursor: Cursor,
     signals: broadcast::Receiver<Signal>,
     closing: watch::Receiver<bool>,
+    deadline: Option<Deadline>,
     last_write: Instant,
-    last_watched: Option<Instant>,
     failures: u32,
     done: bool,
     _permit: OwnedSemaphorePermit,
 }
 
 /// What a look into the store gave.
-enum Step {
-    Send(String),
+pub(super) enum Step {
+    /// Events, and the place of the last one.
+    Send(String, Cursor),
     /// What is behind the cursor was sent, and the job has ended.
     End,
     Wait,
@@ -54,7 +55,8 @@ enum Step {
     Gone,
 }
 
-pub(crate) fn follow(state: &ApiState, id: JobId, after: Cursor) -> Result<Response, ApiError> {
+/// One reply until `[DONE]`, or until the server or the request's time ends: then without it, and the client comes back.
+pub(super) fn follow(state: &ApiState, id: JobId, after: Cursor, deadline: Option<Deadline>) -> Result<Response, ApiError> {
     let full =
         |_| ApiError::later(StatusCode::TOO_MANY_REQUESTS, "too_many_followers", "Too many logs are being followed just now.", 5);
     let permit = state.followers.clone().try_acquire_owned().map_err(full)?;
@@ -65,17 +67,21 @@ pub(crate) fn follow(state: &ApiState, id: JobId, after: Cursor) -> Result<Respo
         // Before the first look: what is written after it is signalled.
         signals: state.stores.signals.subscribe(),
         closing: state.closing(),
+        deadline,
         last_write: Instant::now(),
-        last_watched: None,
         failures: 0,
         done: false,
         _permit: permit,
     };
-    let mut response = Response::new(Body::from_stream(stream::unfold(follower, next_chunk)));
+    Ok(event_stream(Body::from_stream(stream::unfold(follower, next_chunk))))
+}
+
+pub(super) fn event_stream(body: Body) -> Response {
+    let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // For proxies that would gather the stream.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
 async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>, Follower)> {
@@ -83,8 +89,16 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
         return None;
     }
     loop {
-        let chunk = match follower.look().await {
-            Ok(Step::Send(text)) => text,
+        if follower.deadline.is_some_and(|Deadline(at)| at <= Instant::now()) {
+            return None;
+        }
+        let looked = look(&follower.state, follower.id, follower.cursor).await;
+        follower.failures = if looked.is_ok() { 0 } else { follower.failures + 1 };
+        let chunk = match looked {
+            Ok(Step::Send(events, last)) => {
+                follower.cursor = last;
+                events
+            }
             Ok(Step::End) => {
                 follower.done = true;
                 "data: [DONE]\n\n".to_owned()
@@ -100,7 +114,6 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
                 ": keep-alive\n\n".to_owned()
             }
             Err(error) => {
-                follower.failures += 1;
                 tracing::warn!(error = &error as &dyn std::error::Error, job = %follower.id, "a followed log could not be read");
                 if follower.failures >= MAX_FAILURES || !follower.wait().await {
                     return None;
@@ -113,40 +126,27 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
     }
 }
 
+/// One look into the store, at what is behind `after`.
+pub(super) async fn look(state: &ApiState, id: JobId, after: Cursor) -> Result<Step, StoreError> {
+    // The job first, the log after it: nothing is appended once a job has ended, so a log that was read after the end is
+    // complete. The other way round, the last entries could be missed.
+    let Some(job) = state.stores.jobs.job(id).await? else { return Ok(Step::Gone) };
+    if job.is_expired(state.now()) {
+        return Ok(Step::Gone);
+    }
+    watching::tell_worker(state, &job).await;
+    let entries = state.stores.jobs.read_log(id, after, BATCH).await?;
+    Ok(match events(&entries) {
+        Some((text, last)) => Step::Send(text, last),
+        None if job.state.is_final() && job.log_end.is_some_and(|end| end.seq == 0 || end <= after) => Step::End,
+        None => Step::Wait,
+    })
+}
+
 impl Follower {
-    /// For the worker to send what it has sooner. A hint: where it can't be noted, the log comes later.
-    async fn tell_watched(&mut self, job: &JobRecord) {
-        if self.last_watched.is_some_and(|last| last.elapsed() < WATCHED) {
-            return;
-        }
-        self.last_watched = Some(Instant::now());
-        if let Err(error) = self.state.stores.jobs.watch(job, self.state.now() + WATCHED_FOR).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, job = %self.id, "that a log is followed could not be noted");
-        }
-    }
-
-    async fn look(&mut self) -> Result<Step, StoreError> {
-        // The job first, the log after it: nothing is appended once a job has ended, so a log that was read after the end is
-        // complete. The other way round, the last entries could be missed.
-        let Some(job) = self.state.stores.jobs.job(self.id).await? else { return Ok(Step::Gone) };
-        if job.is_expired(self.state.now()) {
-            return Ok(Step::Gone);
-        }
-        if !job.state.is_final() {
-            self.tell_watched(&job).await;
-        }
-        let entries = self.state.stores.jobs.read_log(self.id, self.cursor, BATCH).await?;
-        self.failures = 0;
-        if let Some(last) = entries.last() {
-            self.cursor = last.cursor();
-            return Ok(Step::Send(events(&entries)));
-        }
-        Ok(if job.state.is_final() && job.log_end.is_some() { Step::End } else { Step::Wait })
-    }
-
-    /// Until something may have changed; `false`: the server closes.
+    /// Until something may have changed; `false`: the server closes, or time is up.
     async fn wait(&mut self) -> bool {
-        let Self { signals, closing, id, .. } = self;
+        let Self { signals, closing, id, deadline, .. } = self;
         let told = async {
             loop {
                 match signals.recv().await {
@@ -160,21 +160,32 @@ impl Follower {
         let closed = async {
             let _ = closing.wait_for(|closed| *closed).await;
         };
+        let time_is_up = async {
+            match deadline {
+                Some(Deadline(at)) => tokio::time::sleep_until(*at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = told => true,
             () = closed => false,
+            () = time_is_up => false,
             () = tokio::time::sleep(POLL) => true,
         }
     }
 }
 
-fn events(entries: &[LogEntry]) -> String {
-    let mut text = String::new();
+/// As many entries as one write takes, and the place of the last of them.
+fn events(entries: &[LogEntry]) -> Option<(String, Cursor)> {
+    let (mut text, mut last) = (String::new(), None);
     for entry in entries {
         // JSON has no raw line ends, so one `data:` line is enough.
-        if let Ok(json) = serde_json::to_string(entry) {
-            text.push_str(&format!("id: {}\ndata: {json}\n\n", entry.cursor()));
+        let Ok(json) = serde_json::to_string(entry) else { continue };
+        if last.is_some() && text.len() + json.len() > BATCH_BYTES {
+            break;
         }
+        text.push_str(&format!("id: {}\ndata: {json}\n\n", entry.cursor()));
+        last = Some(entry.cursor());
     }
-    text
+    last.map(|last| (text, last))
 }

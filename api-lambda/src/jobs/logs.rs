@@ -1,5 +1,6 @@
 //! `GET /v1/jobs/{id}/logs`: pages, and with `follow=true` a stream.
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
@@ -8,6 +9,9 @@ use ckrv_core::wire::{LogPage, Problem};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::batch::batch;
+use super::follow::{Deadline, follow};
+use crate::config::FollowMode;
 use crate::error::ApiError;
 use crate::extract::{Caller, JobPath, Query, require_accept};
 use crate::state::ApiState;
@@ -28,7 +32,8 @@ pub(crate) struct LogParams {
     limit: Option<usize>,
 }
 
-/// A job's log. With `follow=true` as server-sent events, until `data: [DONE]`; `Last-Event-ID` resumes.
+/// A job's log. With `follow=true` as server-sent events, until `data: [DONE]`; `Last-Event-ID` resumes. A reply may end before, where a
+/// service can't hold it open: its client comes back. One that sends `Ckrv-Follow: batch` expects that, and is told when by `retry:`.
 #[utoipa::path(get, path = "/v1/jobs/{id}/logs", tag = "jobs",
     params(("id" = String, Path), LogParams, ("Last-Event-ID" = Option<String>, Header), ("Ckrv-Follow" = Option<String>, Header)),
     responses((status = 200, description = "With `follow=true`: `text/event-stream`, each event's data one log entry", body = LogPage),
@@ -38,6 +43,7 @@ pub(crate) async fn read_logs(
     headers: HeaderMap,
     Caller(user): Caller,
     JobPath(id): JobPath,
+    deadline: Option<Extension<Deadline>>,
     Query(params): Query<LogParams>,
 ) -> Result<Response, ApiError> {
     let kind = if params.follow { "text/event-stream" } else { "application/json" };
@@ -46,7 +52,11 @@ pub(crate) async fn read_logs(
     let resumed = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?").to_owned()).filter(|_| params.follow);
     let after = read_cursor(resumed.or(params.after))?;
     if params.follow {
-        return super::follow::follow(&state, id, after);
+        let wants_batch = headers.get("ckrv-follow").is_some_and(|value| value == "batch");
+        return match state.config.follow {
+            FollowMode::Lambda { streams } if wants_batch || !streams => batch(&state, id, after).await,
+            _ => follow(&state, id, after, deadline.map(|Extension(deadline)| deadline)),
+        };
     }
     let limit = params.limit.unwrap_or(MAX_ENTRIES);
     if !(1..=MAX_ENTRIES).contains(&limit) {
