@@ -66,6 +66,8 @@ impl Cloud {
     pub fn export(&self, command: &mut Command) {
         command.env("CKRV_TEST_DYNAMODB", &self.dynamodb.url).env("CKRV_TEST_S3", &self.s3.url);
         command.env("CKRV_TEST_S3_KEY", &self.s3_key).env("CKRV_TEST_S3_SECRET", &self.s3_secret);
+        // For stores that a test opens in its own process: the SDK finds its credentials here, and S3 alone checks them.
+        command.env("AWS_ACCESS_KEY_ID", &self.s3_key).env("AWS_SECRET_ACCESS_KEY", &self.s3_secret);
         command.env("CKRV_TEST_AWS", &self.aws.url).env("CKRV_TEST_MINISTACK", &self.ministack.url);
         command.env("CKRV_TEST_AWSCLI", &self.programs.awscli).env("CKRV_TEST_CFN_LINT", &self.programs.cfn_lint);
         command.env("CKRV_TEST_CFN_GUARD", &self.programs.cfn_guard);
