@@ -22,6 +22,7 @@ pub(crate) struct ListParams {
     /// Only jobs of this status.
     status: Option<Status>,
     /// 1 to 100; 20 by default.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// `next_cursor` of the page before.
     cursor: Option<String>,
