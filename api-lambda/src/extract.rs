@@ -11,33 +11,21 @@ use ckrv_core::id::JobId;
 use ckrv_store::User;
 use serde::de::DeserializeOwned;
 
-use crate::auth::tokens;
+use crate::access;
 use crate::error::ApiError;
 use crate::state::ApiState;
 
 /// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who is calling; 401 without a good token.
+/// Who is calling; 401 without a good token, 403 where that token may not do this (see [`access`]).
 pub(crate) struct Caller(pub User);
 
 impl FromRequestParts<ApiState> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &ApiState) -> Result<Self, ApiError> {
-        let Some(header) = parts.headers.get(header::AUTHORIZATION) else {
-            return Err(ApiError::unauthorized(false));
-        };
-        let token = header.to_str().ok().and_then(|text| {
-            let (scheme, token) = text.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-        });
-        let Some(token) = token else {
-            return Err(ApiError::unauthorized(true));
-        };
-        let user = tokens::user_of(state, token).await?.ok_or_else(|| ApiError::unauthorized(true))?;
-        crate::middleware::note_user(user.id);
-        Ok(Self(user))
+        Ok(Self(access::authorized(parts, state).await?.user))
     }
 }
 
@@ -69,6 +57,31 @@ pub(crate) async fn read_body(request: Request, state: &ApiState) -> Result<Byte
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::of_status(StatusCode::PAYLOAD_TOO_LARGE),
         _ => ApiError::new(StatusCode::BAD_REQUEST, "bad_body", "The body could not be read."),
     })
+}
+
+/// The fields of an HTML form, each short; 415 for another type.
+pub(crate) struct FormBody(Vec<(String, String)>);
+
+impl FormBody {
+    /// The last of that name.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().rev().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
+    }
+}
+
+impl FromRequest<ApiState> for FormBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, ApiError> {
+        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let essence = kind.and_then(|kind| kind.split(';').next()).map(|kind| kind.trim().to_ascii_lowercase());
+        if essence.as_deref() != Some("application/x-www-form-urlencoded") {
+            let detail = "The body must be a form, with `Content-Type: application/x-www-form-urlencoded`.";
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
+        }
+        let bytes = read_body(request, state).await?;
+        Ok(Self(url::form_urlencoded::parse(&bytes).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()))
+    }
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -31,6 +31,10 @@ pub(crate) fn current_trace() -> Option<String> {
     TRACE.try_with(ToString::to_string).ok()
 }
 
+/// Of the request under way, for what is recorded of it.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub String);
+
 /// Marks an error answer that brings its own page.
 #[derive(Clone, Copy)]
 pub(crate) struct OwnBody;
@@ -75,9 +79,10 @@ impl About {
 }
 
 /// Outermost: everything that leaves goes through here.
-pub(crate) async fn frame(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+pub(crate) async fn frame(State(state): State<ApiState>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let about = About::of(&request);
+    request.extensions_mut().insert(RequestId(about.id.clone()));
     let span = about.span();
     let parent = trace_parent(request.headers()).unwrap_or_else(|| TraceParent::new(rand::random(), rand::random()));
     let trace = (state.link_span)(&span, &format!("{} {}", about.method, about.route), parent);

@@ -9,7 +9,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::state::ApiState;
-use crate::{agents, artifacts, auth, credentials, health, jobs, middleware, secrets, usage, users};
+use crate::{
+    admin, agents, artifacts, auth, credentials, health, jobs, ledger, middleware, secrets, service_tokens, sessions, usage,
+    users, webhooks,
+};
 
 /// A spec of 256 KiB whose every character is escaped, and the rest of the request.
 const JOB_BODY: usize = 2 * 1024 * 1024;
@@ -29,7 +32,7 @@ pub fn router(state: ApiState) -> axum::Router {
 /// The OpenAPI 3.1 document of [`router`].
 #[must_use]
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    routes().into_openapi()
+    crate::document::complete(routes().into_openapi())
 }
 
 fn routes() -> OpenApiRouter<ApiState> {
@@ -41,7 +44,12 @@ fn routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(artifacts::get_transcript))
         .routes(routes!(artifacts::get_log))
         .routes(routes!(artifacts::get_manifest))
+        .routes(routes!(ledger::get_ledger))
         .routes(routes!(auth::activate::show_activation, auth::activate::submit_activation).map_body(SMALL_BODY))
+        .routes(routes!(auth::oidc::pages::start_sign_in).map_body(SMALL_BODY))
+        .routes(routes!(auth::oidc::pages::finish_sign_in))
+        .routes(routes!(auth::oidc::pages::show_confirmation, auth::oidc::pages::submit_confirmation).map_body(SMALL_BODY))
+        .routes(routes!(admin::read_audit))
         .routes(routes!(health::healthz))
         .routes(routes!(health::readyz))
         .routes(routes!(health::show_status))
@@ -52,7 +60,14 @@ fn json_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(auth::device::start_device_login).map_body(SMALL_BODY))
         .routes(routes!(auth::device::fetch_token).map_body(SMALL_BODY))
         .routes(routes!(auth::refresh::refresh_token).map_body(SMALL_BODY))
+        .routes(routes!(auth::revoke::revoke_token).map_body(SMALL_BODY))
         .routes(routes!(users::get_me))
+        .routes(routes!(service_tokens::list_tokens, service_tokens::create_token).map_body(SMALL_BODY))
+        .routes(routes!(service_tokens::delete_token))
+        .routes(routes!(sessions::list_sessions))
+        .routes(routes!(sessions::delete_session))
+        .routes(routes!(admin::list_users))
+        .routes(routes!(admin::update_user).map_body(SMALL_BODY))
         .routes(routes!(credentials::list_credentials, credentials::create_credential).map_body(CREDENTIAL_BODY))
         .routes(routes!(credentials::delete_credential))
         .routes(routes!(secrets::list_secrets, secrets::create_secret).map_body(CREDENTIAL_BODY))
@@ -65,6 +80,7 @@ fn json_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(agents::list_agents))
         .routes(routes!(health::get_openapi))
         .routes(routes!(usage::get_usage))
+        .routes(routes!(webhooks::get_webhook_secret))
         .layer(from_fn(middleware::json_only))
 }
 

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::audit::Peer;
 use crate::router::router;
 use crate::state::ApiState;
 
@@ -52,7 +55,7 @@ pub async fn serve(
     tls: Option<TlsFiles>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let app = router(state.clone());
+    let app = router(state.clone()).into_make_service_with_connect_info::<Peer>();
     let (began, closing) = tokio::sync::oneshot::channel();
     let shutdown = async move {
         shutdown.await;
@@ -66,18 +69,44 @@ pub async fn serve(
     let serving = async move {
         match tls {
             Some(files) => axum::serve(TlsListener::bind(listener, &files)?, app).with_graceful_shutdown(shutdown).await,
-            None => {
-                let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-                    // Log lines are small and must not wait for each other.
-                    let _ = stream.set_nodelay(true);
-                });
-                axum::serve(listener, app).with_graceful_shutdown(shutdown).await
-            }
+            None => axum::serve(PlainListener(listener), app).with_graceful_shutdown(shutdown).await,
         }
     };
     tokio::select! {
         served = serving => served,
         () = limit => Ok(()),
+    }
+}
+
+/// Plain connections.
+struct PlainListener(TcpListener);
+
+impl axum::serve::Listener for PlainListener {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        // axum's own accept logs failures and waits where the process is out of files.
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.0).await;
+        // Log lines are small and must not wait for each other.
+        let _ = stream.set_nodelay(true);
+        (stream, peer)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+impl Connected<IncomingStream<'_, PlainListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, PlainListener>) -> Self {
+        Self(stream.remote_addr().ip())
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(stream.remote_addr().ip())
     }
 }
 

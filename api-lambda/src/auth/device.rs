@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use ckrv_core::wire::{DEVICE_GRANT, DeviceRequest, DeviceResponse, Problem, TokenRequest, TokenResponse};
 use ckrv_store::{DeviceLogin, DeviceState};
 
+use crate::audit::Origin;
 use crate::auth::keys;
 use crate::auth::tokens::{self, seconds};
 use crate::error::ApiError;
@@ -58,6 +59,7 @@ pub(crate) fn user_code_hmac(state: &ApiState, code: &str) -> String {
     responses((status = 200, body = TokenResponse), (status = 400, description = "OAuth error: `authorization_pending`, `slow_down`, `access_denied`, `expired_token`", body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn fetch_token(
     State(state): State<ApiState>,
+    origin: Origin,
     Json(body): Json<TokenRequest>,
 ) -> Result<axum::Json<TokenResponse>, ApiError> {
     if body.grant_type != DEVICE_GRANT {
@@ -78,12 +80,15 @@ pub(crate) async fn fetch_token(
     match (login.state, login.user) {
         (DeviceState::Denied, _) => Err(ApiError::oauth("access_denied", "The login was denied.")),
         (DeviceState::Approved, Some(user)) => {
+            if tokens::good_user(&state, user).await?.is_none() {
+                return Err(ApiError::oauth("access_denied", "The login was denied."));
+            }
             login.state = DeviceState::Used;
             // Only one of two polls at once wins this.
             if !state.stores.accounts.update_device(&login, DeviceState::Approved).await? {
                 return Err(unknown());
             }
-            Ok(axum::Json(tokens::issue(&state, user).await?))
+            Ok(axum::Json(tokens::issue(&state, user, &login.client_id, &origin).await?))
         }
         _ => Err(still_pending(&state, login).await?),
     }

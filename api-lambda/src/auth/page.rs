@@ -15,10 +15,15 @@ input{width:100%;margin-top:.35rem;padding:.65rem .75rem;font:1.15rem ui-monospa
 button.main{background:var(--accent);border-color:var(--accent);color:var(--on)}:focus-visible{outline:3px solid var(--accent);outline-offset:2px}\
 .error{color:var(--bad);border:1px solid var(--bad);border-radius:8px;padding:.6rem .75rem}";
 
-/// `Content-Security-Policy` of the page.
+/// `Content-Security-Policy` of a page whose forms come back to us.
 pub(crate) fn policy() -> String {
+    policy_with("'self'")
+}
+
+/// The same, with forms that go to `form_action`.
+pub(crate) fn policy_with(form_action: &str) -> String {
     let hash = keys::sha256_base64(CSS.as_bytes());
-    format!("default-src 'none'; style-src 'sha256-{hash}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+    format!("default-src 'none'; style-src 'sha256-{hash}'; form-action {form_action}; frame-ancestors 'none'; base-uri 'none'")
 }
 
 pub(crate) struct Form<'a> {
@@ -37,7 +42,7 @@ pub(crate) fn form(form: &Form<'_>) -> String {
         body,
         "<p>A program asks to act for <strong>{owner}</strong>. Approve only if you started it, and if the code below is the one that it shows. It may then:</p>\
 <ul><li>start, read, cancel and retry jobs</li><li>read their logs and results</li><li>store git credentials and secrets, whose values nobody can read back</li></ul>\
-<form method=\"post\" action=\"/activate\" autocomplete=\"off\"><input type=\"hidden\" name=\"csrf\" value=\"{csrf}\">\
+<form method=\"post\" action=\"activate\" autocomplete=\"off\"><input type=\"hidden\" name=\"csrf\" value=\"{csrf}\">\
 <label for=\"user_code\">Code shown by the program</label>\
 <input id=\"user_code\" name=\"user_code\" value=\"{code}\" placeholder=\"ABCD-1234\" maxlength=\"20\" required spellcheck=\"false\">\
 <label for=\"owner_code\">One-time code printed by <code>ckrv serve</code></label>\
@@ -49,6 +54,56 @@ pub(crate) fn form(form: &Form<'_>) -> String {
         code = escape(form.user_code),
     );
     whole("Log in a device", &body)
+}
+
+/// The page where people sign in: the code, and a button for each identity provider.
+pub(crate) fn sign_in(code: &str, csrf: &str, buttons: &[(&str, &str)]) -> String {
+    let mut body = format!(
+        "<h1>Log in a device</h1><p>A program asks to act for you. Go on only if you started it, and if the code below is the one that it shows.</p>\
+<form method=\"post\" action=\"activate/oidc/start\" autocomplete=\"off\"><input type=\"hidden\" name=\"csrf\" value=\"{}\">\
+<label for=\"user_code\">Code shown by the program</label>\
+<input id=\"user_code\" name=\"user_code\" value=\"{}\" placeholder=\"ABCD-1234\" maxlength=\"20\" required spellcheck=\"false\">",
+        escape(csrf),
+        escape(code),
+    );
+    for (name, label) in buttons {
+        let _ = write!(
+            body,
+            "<div class=\"actions\"><button class=\"main\" name=\"issuer\" value=\"{}\">Sign in with {}</button></div>",
+            escape(name),
+            escape(label)
+        );
+    }
+    body.push_str("</form>");
+    whole("Log in a device", &body)
+}
+
+/// What somebody who signed in is asked.
+pub(crate) struct Question<'a> {
+    pub client: &'a str,
+    pub code: &'a str,
+    pub name: &'a str,
+    pub email: &'a str,
+    pub provider: &'a str,
+    pub csrf: &'a str,
+}
+
+pub(crate) fn confirm(question: &Question<'_>) -> String {
+    let body = format!(
+        "<h1>Log in a device?</h1><p>The program <strong>{client}</strong>, which shows the code <strong>{code}</strong>, asks to act for</p>\
+<p><strong>{name}</strong><br>{email} ({provider})</p>\
+<p>Approve only if you started it, and if it shows this very code. It may then:</p>\
+<ul><li>start, read, cancel and retry your jobs</li><li>read their logs and results</li><li>store git credentials and secrets, whose values nobody can read back</li></ul>\
+<form method=\"post\" action=\"confirm\"><input type=\"hidden\" name=\"csrf\" value=\"{csrf}\">\
+<div class=\"actions\"><button class=\"main\" name=\"action\" value=\"approve\">Approve</button><button name=\"action\" value=\"deny\">Deny</button></div></form>",
+        client = escape(question.client),
+        code = escape(question.code),
+        name = escape(question.name),
+        email = escape(question.email),
+        provider = escape(question.provider),
+        csrf = escape(question.csrf),
+    );
+    whole("Log in a device?", &body)
 }
 
 pub(crate) fn message(title: &str, text: &str) -> String {

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use ckrv_core::wire::{Problem, REFRESH_GRANT, RefreshRequest, TokenResponse};
 
+use crate::audit::Origin;
 use crate::auth::tokens;
 use crate::error::ApiError;
 use crate::extract::Json;
@@ -13,10 +14,11 @@ use crate::state::ApiState;
     responses((status = 200, body = TokenResponse), (status = 400, description = "OAuth error", body = Problem, content_type = "application/problem+json")))]
 pub(crate) async fn refresh_token(
     State(state): State<ApiState>,
+    origin: Origin,
     Json(body): Json<RefreshRequest>,
 ) -> Result<axum::Json<TokenResponse>, ApiError> {
     if body.grant_type != REFRESH_GRANT {
         return Err(ApiError::oauth("unsupported_grant_type", format!("`grant_type` must be `{REFRESH_GRANT}`.")));
     }
-    Ok(axum::Json(tokens::rotate(&state, &body.refresh_token).await?))
+    Ok(axum::Json(tokens::rotate(&state, &body.refresh_token, &origin).await?))
 }
