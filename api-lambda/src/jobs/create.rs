@@ -5,10 +5,12 @@ use axum::http::StatusCode;
 use ckrv_core::job::JobRequest;
 use ckrv_core::repo_url::{RepoUrl, Transport, check_branch, parse_repo_url};
 use ckrv_core::spec::{Spec, SpecError};
+use ckrv_core::webhook::parse_notify_url;
 use ckrv_core::wire::{CreateJob, CredentialType, Job, MAX_LABELS, Problem};
 use ckrv_store::User;
 
 use super::submit::{Submission, submit};
+use crate::audit::Who;
 use crate::error::ApiError;
 use crate::extract::{Caller, IdempotencyKey, Json};
 use crate::state::ApiState;
@@ -21,6 +23,7 @@ use crate::state::ApiState;
 pub(crate) async fn create_job(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     key: IdempotencyKey,
     Json(body): Json<CreateJob>,
 ) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
@@ -31,7 +34,7 @@ pub(crate) async fn create_job(
         idempotency_key: key.0,
         body: body_text,
     };
-    submit(&state, &user, submission).await
+    submit(&state, &user, &who, submission).await
 }
 
 async fn check(state: &ApiState, user: &User, body: &CreateJob) -> Result<JobRequest, ApiError> {
@@ -75,17 +78,13 @@ async fn check(state: &ApiState, user: &User, body: &CreateJob) -> Result<JobReq
         labels: body.labels.clone(),
         push: false,
         max_cost_micro_usd: max_cost(body.max_cost_usd)?,
-        notify_url: None,
+        notify_url: notify_url(state, body)?,
         retry_of: None,
     })
 }
 
 fn not_yet(body: &CreateJob) -> Result<(), ApiError> {
-    let asked = [
-        ("best_of", body.best_of.is_some_and(|count| count != 1)),
-        ("push", body.push == Some(true)),
-        ("notify_url", body.notify_url.is_some()),
-    ];
+    let asked = [("best_of", body.best_of.is_some_and(|count| count != 1)), ("push", body.push == Some(true))];
     match asked.into_iter().find(|(_, asked)| *asked) {
         Some((name, _)) => Err(ApiError::invalid("not_available", format!("`{name}` is not yet available in this version."))),
         None => Ok(()),
@@ -150,6 +149,14 @@ fn max_cost(usd: Option<f64>) -> Result<Option<u64>, ApiError> {
         None => Ok(None),
         Some(usd) if usd > 0.0 && usd <= 1e6 => Ok(Some((usd * 1e6).round() as u64)),
         Some(_) => Err(ApiError::invalid("invalid_max_cost", "`max_cost_usd` must be above 0 and at most 1000000.")),
+    }
+}
+
+fn notify_url(state: &ApiState, body: &CreateJob) -> Result<Option<String>, ApiError> {
+    let Some(text) = &body.notify_url else { return Ok(None) };
+    match parse_notify_url(text, state.config.notify) {
+        Ok(url) => Ok(Some(url.to_string())),
+        Err(error) => Err(ApiError::invalid("invalid_notify_url", sentence(&error.to_string())).hint(error.hint())),
     }
 }
 
