@@ -12,11 +12,8 @@ use crate::workspace::{self, Cache};
 const CARGO_DENY: &str = "0.20.2";
 
 /// A generated file: the hidden command of ckrv that prints it, and where it is committed.
-const GENERATED: [(&str, &str); 3] = [
-    ("openapi", "docs/openapi.json"),
-    ("cli-reference", "docs/cli.md"),
-    ("agent-catalog", "agents-wasm/prebuilt/agents.json"),
-];
+const GENERATED: [(&str, &str); 3] =
+    [("openapi", "docs/openapi.json"), ("cli-reference", "docs/cli.md"), ("agent-catalog", "agents-wasm/prebuilt/agents.json")];
 
 /// What the code says now must be what is committed.
 pub fn generated(ckrv: &Path) -> Result<()> {

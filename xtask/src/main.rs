@@ -11,6 +11,7 @@ mod cloud;
 mod demo;
 mod machine;
 mod measure;
+mod package;
 mod packages;
 mod podman;
 mod setup;
@@ -40,6 +41,8 @@ enum Command {
         #[command(subcommand)]
         command: WasmCommand,
     },
+    /// Build the API's function for Lambda, as zips in target/package
+    Package(package::Args),
     /// Only bring the parts that the tests need onto this machine
     Setup,
     /// Kill and restart the server again and again, from a seed
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Wasm { command: WasmCommand::Build } => wasm::build(&workspace::root()),
         Command::Wasm { command: WasmCommand::Check } => wasm::check(&workspace::root()),
+        Command::Package(args) => package::run(&args),
         Command::Setup => setup::run(),
         Command::Soak(args) => soak::run(&args),
         Command::Guard(args) => cloud::guard::run(&args),

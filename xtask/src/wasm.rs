@@ -123,25 +123,25 @@ impl Toolchain {
         command.current_dir(root.join("agents-wasm"));
         command
     }
+}
 
-    /// No path of this machine may be in the files, or they would differ from machine to machine.
-    fn remaps(&self, root: &Path) -> Vec<OsString> {
-        let mut from = vec![(root.to_owned(), "ckrv"), (self.sysroot.clone(), "rust")];
-        let sources = self.sysroot.join("lib/rustlib/src/rust");
-        from.extend(sources.canonicalize().ok().map(|path| (path, "rust-src")));
-        let registries = cargo_home().map(|home| home.join("registry/src"));
-        // The folder of a registry is named after the registry, which may be a mirror.
-        let folders = registries.and_then(|path| std::fs::read_dir(path).ok()).into_iter().flatten().flatten();
-        from.extend(folders.map(|folder| (folder.path(), "cargo")));
-        from.into_iter()
-            .map(|(path, name)| {
-                let mut flag = OsString::from("--remap-path-prefix=");
-                flag.push(path);
-                flag.push(format!("=/{name}"));
-                flag
-            })
-            .collect()
-    }
+/// No path of this machine may be in what is built, or it would differ from machine to machine.
+pub fn remaps(root: &Path, sysroot: &Path) -> Vec<OsString> {
+    let mut from = vec![(root.to_owned(), "ckrv"), (sysroot.to_owned(), "rust")];
+    let sources = sysroot.join("lib/rustlib/src/rust");
+    from.extend(sources.canonicalize().ok().map(|path| (path, "rust-src")));
+    let registries = cargo_home().map(|home| home.join("registry/src"));
+    // The folder of a registry is named after the registry, which may be a mirror.
+    let folders = registries.and_then(|path| std::fs::read_dir(path).ok()).into_iter().flatten().flatten();
+    from.extend(folders.map(|folder| (folder.path(), "cargo")));
+    from.into_iter()
+        .map(|(path, name)| {
+            let mut flag = OsString::from("--remap-path-prefix=");
+            flag.push(path);
+            flag.push(format!("=/{name}"));
+            flag
+        })
+        .collect()
 }
 
 fn cargo_home() -> Option<PathBuf> {
@@ -156,7 +156,7 @@ fn compile(root: &Path, toolchain: &Toolchain, out: &Path) -> Result<()> {
     for (name, _) in ADAPTERS {
         cargo.arg("--package").arg(format!("ckrv-adapter-{name}"));
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", toolchain.remaps(root).join(std::ffi::OsStr::new("\u{1f}")));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remaps(root, &toolchain.sysroot).join(std::ffi::OsStr::new("\u{1f}")));
     if toolchain.build_std.is_some() {
         cargo.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1");
         cargo.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld-19");
