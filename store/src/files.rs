@@ -1,7 +1,8 @@
 //! Blobs as files: a temporary file, fsync, a link that never replaces anything, fsync of the folder.
 
 use std::fs::{DirBuilder, File};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,6 +89,24 @@ impl FileBlobs {
         }
     }
 
+    fn get_part(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        let read = || -> std::io::Result<Bytes> {
+            let mut file = File::open(self.path(key).map_err(std::io::Error::other)?)?;
+            let mut content = Vec::new();
+            file.seek(SeekFrom::Start(range.start))?;
+            file.take(range.end.saturating_sub(range.start)).read_to_end(&mut content)?;
+            Ok(content.into())
+        };
+        check_key(key)?;
+        match read() {
+            Ok(content) => Ok(Some(content)),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
+                Ok(None)
+            }
+            Err(error) => Err(StoreError::backend(format!("reading the blob {key}"), error)),
+        }
+    }
+
     fn delete_folder(&self, prefix: &str) -> Result<(), StoreError> {
         let path = self.path(prefix)?;
         let failed = |error| StoreError::backend(format!("deleting the blobs under {prefix}/"), error);
@@ -121,6 +140,11 @@ impl Blobs for FileBlobs {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         let key = key.to_owned();
         self.run(move |this| this.get_file(&key)).await?
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        let key = key.to_owned();
+        self.run(move |this| this.get_part(&key, range)).await?
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError> {

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity};
 use ckrv_core::id::{JobId, UserId};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::failure::failure;
 use crate::error::StoreError;
 
 pub(super) const PK: &str = "PK";
@@ -31,6 +32,9 @@ pub(super) const OVERAGE_JOBS: &str = "overage_jobs";
 pub(super) const OVERAGE_MICRO_USD: &str = "overage_micro_usd";
 pub(super) const AGENT_MICRO_USD: &str = "agent_micro_usd";
 
+/// Every answer says what it cost: for free, and so that a test can hold us to it.
+pub(super) const COUNTED: ReturnConsumedCapacity = ReturnConsumedCapacity::Total;
+
 pub(super) type Item = HashMap<String, AttributeValue>;
 
 /// The table as every part of the backend uses it.
@@ -44,12 +48,13 @@ impl Table {
     /// One item, strongly consistent.
     pub(super) async fn get(&self, context: &str, key: Item) -> Result<Option<Item>, StoreError> {
         let request = self.client.get_item().table_name(&self.name).set_key(Some(key)).consistent_read(true);
+        let request = request.return_consumed_capacity(COUNTED);
         Ok(request.send().await.map_err(failed(context))?.item)
     }
 
     /// All items of one partition whose sort key begins with `prefix`, in order, strongly consistent.
     pub(super) async fn all(&self, context: &str, partition: &str, prefix: &str) -> Result<Vec<Item>, StoreError> {
-        let query = self.client.query().table_name(&self.name).consistent_read(true);
+        let query = self.client.query().table_name(&self.name).consistent_read(true).return_consumed_capacity(COUNTED);
         let query = query.expression_attribute_names("#p", PK).expression_attribute_values(":p", string(partition));
         let query = if prefix.is_empty() {
             query.key_condition_expression("#p = :p")
@@ -124,12 +129,8 @@ pub(super) fn ttl(at: Timestamp) -> AttributeValue {
 }
 
 /// The error of a call whose answer says nothing that the caller could act on.
-pub(super) fn failed<E, R>(context: &str) -> impl Fn(SdkError<E, R>) -> StoreError
-where
-    E: std::error::Error + Send + Sync + 'static,
-    R: std::fmt::Debug + Send + Sync + 'static,
-{
-    move |error| StoreError::backend(context, error)
+pub(super) fn failed<E: std::error::Error + 'static>(context: &str) -> impl Fn(SdkError<E>) -> StoreError {
+    move |error| failure(context, &error)
 }
 
 pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, StoreError> {
