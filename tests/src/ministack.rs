@@ -74,7 +74,12 @@ impl Ministack {
     }
 
     pub fn root(&self) -> Result<Caller> {
-        Caller::new(&self.url, Credentials::new(ROOT, ROOT, None, None, "tests"))
+        self.caller(ROOT, ROOT)
+    }
+
+    /// A user with these keys.
+    pub fn caller(&self, key: &str, secret: &str) -> Result<Caller> {
+        Caller::new(&self.url, Credentials::new(key, secret, None, None, "tests"))
     }
 
     /// A session of this role, which root may take whatever the role's trust says of services.
