@@ -10,6 +10,7 @@ use secrecy::SecretString;
 
 pub(crate) use check::check_name;
 
+use crate::audit::{Who, audit};
 use crate::error::ApiError;
 use crate::extract::{Caller, Json, Name};
 use crate::state::ApiState;
@@ -44,6 +45,7 @@ pub(crate) async fn list_credentials(
 pub(crate) async fn create_credential(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     Json(body): Json<CreateCredential>,
 ) -> Result<(StatusCode, axum::Json<CredentialInfo>), ApiError> {
     let checked = check::check(body)?;
@@ -64,7 +66,10 @@ pub(crate) async fn create_credential(
         last_used_at: None,
     };
     match state.stores.accounts.put_credential(user.id, &credential).await? {
-        Put::Done => Ok((StatusCode::CREATED, axum::Json(info(credential)))),
+        Put::Done => {
+            audit(&state, &who, "credential.create", &credential.name).await;
+            Ok((StatusCode::CREATED, axum::Json(info(credential))))
+        }
         Put::Exists => Err(name_taken(&credential.name)),
     }
 }
@@ -75,9 +80,11 @@ pub(crate) async fn create_credential(
 pub(crate) async fn delete_credential(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     Name(name): Name,
 ) -> Result<StatusCode, ApiError> {
     if state.stores.accounts.delete_credential(user.id, &name).await? {
+        audit(&state, &who, "credential.delete", name).await;
         return Ok(StatusCode::NO_CONTENT);
     }
     Err(ApiError::not_found("credential_not_found", "There is no credential of that name."))

@@ -6,6 +6,7 @@ use ckrv_core::wire::{CreateSecret, MAX_CREDENTIAL_BYTES, Problem, SecretInfo, S
 use ckrv_store::{Put, Reference, SealContext, Secret, SecretValue, User};
 use secrecy::SecretString;
 
+use crate::audit::{Who, audit};
 use crate::credentials::{MAX_STORED, check_name, name_taken};
 use crate::error::ApiError;
 use crate::extract::{Caller, Json, Name};
@@ -35,6 +36,7 @@ pub(crate) async fn list_secrets(
 pub(crate) async fn create_secret(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     Json(body): Json<CreateSecret>,
 ) -> Result<(StatusCode, axum::Json<SecretInfo>), ApiError> {
     check_name(&body.name)?;
@@ -52,7 +54,10 @@ pub(crate) async fn create_secret(
     };
     let secret = Secret { name: body.name, value, created_at: state.now(), last_used_at: None };
     match state.stores.accounts.put_secret(user.id, &secret).await? {
-        Put::Done => Ok((StatusCode::CREATED, axum::Json(info(secret)))),
+        Put::Done => {
+            audit(&state, &who, "secret.create", &secret.name).await;
+            Ok((StatusCode::CREATED, axum::Json(info(secret))))
+        }
         Put::Exists => Err(name_taken(&secret.name)),
     }
 }
@@ -88,9 +93,11 @@ fn check_given(state: &ApiState, user: &User, value: Option<String>, reference: 
 pub(crate) async fn delete_secret(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     Name(name): Name,
 ) -> Result<StatusCode, ApiError> {
     if state.stores.accounts.delete_secret(user.id, &name).await? {
+        audit(&state, &who, "secret.delete", name).await;
         return Ok(StatusCode::NO_CONTENT);
     }
     Err(ApiError::not_found("secret_not_found", "There is no secret of that name."))

@@ -23,6 +23,10 @@ pub struct ApiSettings {
     pub retention_seconds: Option<u32>,
     /// Seconds between two polls of a device login.
     pub login_interval_seconds: u32,
+    /// How long an access token is good.
+    pub access_token_seconds: u32,
+    /// For how long a refresh token that was just exchanged gives the same successors again.
+    pub refresh_grace_seconds: u32,
     /// For specs that name no agent.
     pub default_agent: String,
     pub upgrade_url: Option<String>,
@@ -31,6 +35,8 @@ pub struct ApiSettings {
     pub new_user_tier: Tier,
     /// `[[oidc]]`: where people sign in.
     pub oidc: Vec<OidcConfig>,
+    /// Whether jobs may name repositories by a path of the dispatchers' machine.
+    pub local_repositories: bool,
     /// Of the policy the API needs how long jobs may take, where repositories may be and what webhooks may call; the rest is the
     /// dispatcher's.
     pub policy: Policy,
@@ -44,11 +50,14 @@ impl Default for ApiSettings {
             retention_days: 7,
             retention_seconds: None,
             login_interval_seconds: 5,
+            access_token_seconds: 3600,
+            refresh_grace_seconds: 30,
             default_agent: "claude".to_owned(),
             upgrade_url: None,
             tiers: Tiers::default(),
             new_user_tier: Tier::Free,
             oidc: Vec::new(),
+            local_repositories: false,
             policy: Policy::default(),
         }
     }
@@ -66,10 +75,15 @@ impl ApiSettings {
         config.allowed_hosts.extend(self.allowed_hosts.iter().cloned());
         config.retention_seconds = self.retention();
         config.device_interval_seconds = self.login_interval_seconds;
+        config.access_ttl_seconds = self.access_token_seconds;
+        config.refresh_grace_seconds = self.refresh_grace_seconds;
         config.default_agent.clone_from(&self.default_agent);
         config.default_timeout_seconds = self.policy.time.default_seconds;
         config.max_timeout_seconds = self.policy.time.max_seconds;
-        config.repo_urls = RepoUrlPolicy { private_addresses: self.policy.private_git_hosts, ..config.repo_urls };
+        config.repo_urls = RepoUrlPolicy {
+            local_paths: config.repo_urls.local_paths || self.local_repositories,
+            private_addresses: self.policy.private_git_hosts,
+        };
         config.notify = self.policy.notify;
         config.tiers = self.tiers;
         config.new_user_tier = self.new_user_tier;

@@ -40,6 +40,7 @@ fn service(lifetime: u32) -> (Stub, Arc<AtomicUsize>) {
             *current += 1;
             reply(200, &tokens(*current, 3600))
         }
+        "POST /v1/auth/revoke" => reply(200, &json!({})),
         "GET /v1/users/me" => {
             let current = *current.lock().unwrap();
             let good = format!("Bearer access-{current}-SECRET");

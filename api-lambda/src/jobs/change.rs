@@ -10,6 +10,7 @@ use jiff::SignedDuration;
 
 use super::submit::{Submission, submit};
 use super::view::Viewer;
+use crate::audit::{Who, audit};
 use crate::error::ApiError;
 use crate::extract::{Caller, IdempotencyKey, JobPath};
 use crate::state::ApiState;
@@ -21,6 +22,7 @@ use crate::state::ApiState;
 pub(crate) async fn cancel_job(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     JobPath(id): JobPath,
 ) -> Result<axum::Json<Job>, ApiError> {
     super::job_of(&state, &user, id).await?;
@@ -30,6 +32,7 @@ pub(crate) async fn cancel_job(
                 state.metrics.cancelled_while_queued();
             }
             tell_worker(&state, &job).await;
+            audit(&state, &who, "job.cancel", id).await;
             job
         }
         Err(VerbError::Refused { job, refusal: Refusal::Ended }) if job.state == JobState::Cancelled => *job,
@@ -62,6 +65,7 @@ async fn tell_worker(state: &ApiState, job: &JobRecord) {
 pub(crate) async fn retry_job(
     State(state): State<ApiState>,
     Caller(user): Caller,
+    who: Who,
     JobPath(id): JobPath,
     key: IdempotencyKey,
 ) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
@@ -72,5 +76,6 @@ pub(crate) async fn retry_job(
     let spec = state.stores.blobs.get(&job.spec_key).await?;
     let spec = spec.ok_or_else(|| ApiError::internal(format!("the spec of job {id} is missing")))?;
     let request = JobRequest { retry_of: Some(id), ..job.request };
-    submit(&state, &user, Submission { request, spec, idempotency_key: key.0, body: format!("retry {id}").into_bytes() }).await
+    let submission = Submission { request, spec, idempotency_key: key.0, body: format!("retry {id}").into_bytes() };
+    submit(&state, &user, &who, submission).await
 }

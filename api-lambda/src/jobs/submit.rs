@@ -8,6 +8,7 @@ use ckrv_core::wire::Job;
 use ckrv_store::{CreateError, Created, Idempotency, NewJob, PutBlobError, User};
 
 use super::view::Viewer;
+use crate::audit::{Who, audit};
 use crate::auth::keys::sha256_hex;
 use crate::error::ApiError;
 use crate::state::ApiState;
@@ -24,6 +25,7 @@ pub(crate) struct Submission {
 pub(crate) async fn submit(
     state: &ApiState,
     user: &User,
+    who: &Who,
     submission: Submission,
 ) -> Result<(StatusCode, axum::Json<Job>), ApiError> {
     let now = state.now();
@@ -70,6 +72,8 @@ pub(crate) async fn submit(
     let (status, job) = match state.stores.jobs.create_job(NewJob { job, idempotency, quota }, now).await {
         Ok(Created::New(job)) => {
             tracing::info!(job = %job.id, agent = job.request.agent, "a job was submitted");
+            let action = if job.request.retry_of.is_some() { "job.retry" } else { "job.create" };
+            audit(state, who, action, job.id).await;
             (StatusCode::CREATED, job)
         }
         Ok(Created::Replay(job)) => {

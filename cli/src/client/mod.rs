@@ -1,7 +1,9 @@
 //! The service, as the commands see it: one method for each call of the HTTP contract.
 
+mod billing;
 mod error;
 mod follow;
+mod identity;
 mod transport;
 
 use std::collections::BTreeMap;
@@ -10,8 +12,8 @@ use ckrv_core::id::JobId;
 use ckrv_core::log::Cursor;
 use ckrv_core::wire::{
     AgentList, ArtifactList, CreateCredential, CreateJob, CreateSecret, CredentialInfo, CredentialList, DEVICE_GRANT,
-    DeviceRequest, DeviceResponse, Job, JobList, LogPage, OauthError, SecretInfo, SecretList, TokenRequest, TokenResponse,
-    UserInfo,
+    DeviceRequest, DeviceResponse, Job, JobList, LogPage, OauthError, Problem, SecretInfo, SecretList, TokenRequest,
+    TokenResponse, UserInfo,
 };
 use reqwest::{Method, StatusCode};
 use sha2::{Digest as _, Sha256};
@@ -100,8 +102,7 @@ impl Client {
         let listed = listed.artifacts.into_iter().find(|artifact| artifact.name == "diff").ok_or_else(|| {
             CliError::new(Kind::JobFailed, "no_output", "no successful output exists: the job published no diff")
         })?;
-        let path = format!("v1/jobs/{id}/artifacts/diff");
-        let mut response = self.send(|| self.request(Method::GET, &path), true).await?;
+        let mut response = self.download(&format!("v1/jobs/{id}/artifacts/diff")).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| self.broken_off(error))? {
             if bytes.len() + chunk.len() > MAX_DIFF_BYTES {
@@ -181,6 +182,20 @@ impl Client {
     /// The service can't be reached.
     pub async fn health(&self) -> Result<(), CliError> {
         self.send_anonymous(|| self.request(Method::GET, "healthz"), false).await.map(drop)
+    }
+
+    /// The parts of the service that are down.
+    ///
+    /// # Errors
+    /// The service can't be reached.
+    pub async fn down_parts(&self) -> Result<Vec<String>, CliError> {
+        let response = self.send_raw(|| self.request(Method::GET, "readyz")).await?;
+        if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(Vec::new());
+        }
+        let problem: Problem = self.decode(response).await?;
+        let checks = problem.checks.unwrap_or_default();
+        Ok(checks.into_iter().filter(|(_, state)| state != "ok").map(|(name, _)| name).collect())
     }
 
     /// # Errors

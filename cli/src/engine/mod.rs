@@ -1,7 +1,9 @@
 //! API, dispatcher, gateway and store in one process: what `ckrv serve` runs, and `ckrv run` without `--cloud` for one job.
 
 pub mod keys;
+mod metrics;
 pub mod server_config;
+mod webhooks;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OwnerCodes, SystemClock, TlsFiles};
+use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OidcIssuer, OwnerCodes, SystemClock, TlsFiles};
 use ckrv_core::id::UserId;
 use ckrv_core::repo_url::RepoUrlPolicy;
 use ckrv_core::wire::{AgentInfo, AgentSecret};
@@ -63,6 +65,13 @@ impl std::fmt::Debug for EngineOptions {
     }
 }
 
+/// How clients come in.
+struct Front {
+    listen: SocketAddr,
+    behind_proxy: bool,
+    tls: Option<TlsFiles>,
+}
+
 /// A running engine.
 pub struct Engine {
     pub stores: Stores,
@@ -73,6 +82,7 @@ pub struct Engine {
     shutdown: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<PathBuf>,
+    counted: metrics::Counted,
     /// Held for as long as the data folder is ours.
     _lock: File,
 }
@@ -106,6 +116,11 @@ impl Engine {
         for name in stores.jobs.set_aside().await.unwrap_or_default() {
             tracing::warn!(record = %name.name, reason = %name.reason, "a record can't be read and was set aside; everything else goes on");
         }
+        // Whoever signs in there is a user, and agents would run as the one who started this.
+        if options.unsandboxed && !options.config.oidc.is_empty() {
+            return Err(CliError::new(Kind::Usage, "exposed", "--unsandboxed is refused where people sign in by [[oidc]]")
+                .hint("start Docker or Podman and leave --unsandboxed out"));
+        }
         if options.unsandboxed && stores.accounts.users().await.map_or(0, |users| users.len()) > 1 {
             return Err(CliError::new(
                 Kind::Usage,
@@ -120,14 +135,16 @@ impl Engine {
             shutdown: CancellationToken::new(),
             tasks: Vec::new(),
             socket: None,
+            counted: metrics::Counted::default(),
             _lock: lock,
         };
-        let EngineOptions { role, data, listen, tls, config, operator_secrets, on_owner_code, .. } = options;
+        let EngineOptions { role, data, listen, behind_proxy, tls, config, operator_secrets, on_owner_code, .. } = options;
         if role != Role::Dispatcher {
-            engine.serve_api(&data, listen, tls, &config, &key, on_owner_code).await?;
+            engine.serve_api(&data, Front { listen, behind_proxy, tls }, &config, &key, on_owner_code).await?;
         }
         if let Some(launcher) = launcher {
             engine.run_jobs(&data, &config, launcher, operator_secrets, &key)?;
+            engine.deliver_webhooks(&config, &key).await?;
         }
         Ok(engine)
     }
@@ -135,12 +152,12 @@ impl Engine {
     async fn serve_api(
         &mut self,
         data: &Path,
-        listen: SocketAddr,
-        tls: Option<TlsFiles>,
+        front: Front,
         config: &ServerConfig,
         key: &SecretString,
         on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
     ) -> Result<(), CliError> {
+        let Front { listen, behind_proxy, tls } = front;
         let owner = owner(&self.stores, config)
             .await
             .map_err(|error| CliError::other("store", "the owner's account can't be made").source(error))?;
@@ -152,7 +169,13 @@ impl Engine {
         let url = public_url(config, address, tls.is_some())?;
         let agents = Arc::new(catalog(Some(data.join("cache")), config.adapter_files()?).await?);
         let key = api_key(&self.stores, config, key).await?;
-        let api = api_state(&self.stores, config, &url, key, owner, agents, on_owner_code);
+        let mut settings = api_config(config, &url, key, owner);
+        settings.behind_proxy = behind_proxy;
+        settings.oidc = oidc(&self.stores, config).await?;
+        let owner_codes = Arc::new(OwnerCodes::new(on_owner_code));
+        let mut api = ApiState::new(self.stores.clone(), settings, Arc::new(SystemClock), agents, owner_codes);
+        api.link_span = crate::logging::link_span();
+        api.metrics.register(&mut self.counted.registry);
         self.tasks.push(tokio::spawn(api_task(listener, api, tls, self.shutdown.clone())));
         self.api = Some(Api { url, owner });
         Ok(())
@@ -170,6 +193,8 @@ impl Engine {
         let settings = Arc::new(settings(data, config, launcher, operator_secrets, key)?);
         let (stores, shutdown) = (&self.stores, &self.shutdown);
         let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(key, "gateway"), clock::now);
+        gateway.metrics().register(&mut self.counted.registry);
+        self.counted.jobs = Some(gateway.metrics().clone());
         let runners =
             LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
         let dispatcher =
@@ -180,6 +205,21 @@ impl Engine {
             tokio::spawn(housekeeping_task(stores.clone(), shutdown.clone())),
         ]);
         self.socket = Some(settings.socket.clone());
+        Ok(())
+    }
+
+    async fn deliver_webhooks(&mut self, config: &ServerConfig, key: &SecretString) -> Result<(), CliError> {
+        let key = match api_key(&self.stores, config, key).await {
+            Ok(key) => key,
+            // A dispatcher of its own may not be allowed to read the API's key; its jobs run all the same.
+            Err(error) => {
+                tracing::error!(%error, "webhooks are not delivered from here: they could not be signed");
+                return Ok(());
+            }
+        };
+        let public_url = self.api.as_ref().map(|api| api.url.clone()).or_else(|| config.public_url.clone());
+        let notifier = webhooks::notifier(self.stores.clone(), config, public_url, &key)?;
+        self.tasks.push(tokio::spawn(notifier.run(self.shutdown.clone())));
         Ok(())
     }
 
@@ -310,7 +350,7 @@ fn settings(
         max_running: config.max_running,
         operator_secrets,
         adapters: config.adapter_files()?,
-        link_span: ckrv_orchestrator::trace::UNLINKED,
+        link_span: crate::logging::link_span(),
     })
 }
 
@@ -337,27 +377,30 @@ fn socket_folder(data: &Path) -> Result<PathBuf, CliError> {
     Ok(folder)
 }
 
-fn api_state(
-    stores: &Stores,
-    config: &ServerConfig,
-    url: &Url,
-    key: SecretString,
-    owner: UserId,
-    agents: Arc<dyn AgentCatalog>,
-    on_owner_code: Box<dyn Fn(SecretString) + Send + Sync>,
-) -> ApiState {
+async fn oidc(stores: &Stores, config: &ServerConfig) -> Result<Vec<OidcIssuer>, CliError> {
+    let issuers = ckrv_api::oidc_issuers(&config.oidc, stores.references.as_ref()).await;
+    issuers.map_err(|message| CliError::new(Kind::Usage, "bad_config", message).hint("docs/serve.md tells of [[oidc]]"))
+}
+
+fn api_config(config: &ServerConfig, url: &Url, key: SecretString, owner: UserId) -> ApiConfig {
     let mut api = ApiConfig::embedded(url.clone(), key, owner);
     api.repo_urls = RepoUrlPolicy { local_paths: true, private_addresses: config.policy.private_git_hosts };
     api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
     api.retention_seconds = config.retention();
     api.device_interval_seconds = config.login_interval_seconds;
+    api.access_ttl_seconds = config.access_token_seconds;
+    api.refresh_grace_seconds = config.refresh_grace_seconds;
+    api.new_user_tier = config.new_user_tier;
+    api.tiers = config.tiers;
+    api.notify = config.policy.notify;
+    api.references = matches!(config.store, StoreConfig::Aws(_));
     api.default_agent.clone_from(&config.default_agent);
     api.default_timeout_seconds = config.policy.time.default_seconds;
     api.max_timeout_seconds = config.policy.time.max_seconds;
     if let Some(url) = &config.upgrade_url {
         api.upgrade_url.clone_from(url);
     }
-    ApiState::new(stores.clone(), api, Arc::new(SystemClock), agents, Arc::new(OwnerCodes::new(on_owner_code)))
+    api
 }
 
 /// What the adapters say of themselves.

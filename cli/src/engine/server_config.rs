@@ -1,8 +1,11 @@
 //! `ckrv serve`'s configuration file: read and checked here, once.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ckrv_api::OidcConfig;
+use ckrv_api::Tiers;
 use ckrv_core::policy::Policy;
 use ckrv_core::wire::Tier;
 use ckrv_store::StoreConfig;
@@ -25,6 +28,8 @@ pub struct ServerConfig {
     /// Names the Secrets Manager secret that keys tokens and user codes, where several API servers must agree on it. By default each server
     /// has its own key in its data folder.
     pub server_key_secret: Option<String>,
+    /// Where Prometheus may fetch `/metrics`; by default nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Certificates to trust beside the system's when cloning, PEM.
     pub ca_file: Option<PathBuf>,
     /// Jobs that run at once; by default twice the processors.
@@ -37,10 +42,20 @@ pub struct ServerConfig {
     pub retention_seconds: Option<u32>,
     /// Seconds between two polls of a device login.
     pub login_interval_seconds: u32,
+    /// How long an access token is good.
+    pub access_token_seconds: u32,
+    /// For how long a refresh token that was just exchanged gives the same successors again.
+    pub refresh_grace_seconds: u32,
+    /// `[[oidc]]`: where people sign in, instead of the owner's one-time code.
+    pub oidc: Vec<OidcConfig>,
+    /// Of who signs in there for the first time.
+    pub new_user_tier: Tier,
     /// For specs that name no agent.
     pub default_agent: String,
     pub upgrade_url: Option<String>,
     pub owner: Owner,
+    /// `[tiers.NAME]`: jobs a month, and what happens beyond.
+    pub tiers: Tiers,
     /// `[secrets.SLOT] file = "/path"`: the operator's own, for users who have none of that name.
     pub secrets: BTreeMap<String, SecretFile>,
     /// `[adapters.NAME] file = "/path/adapter.wasm"`: agents beside the built-in ones, or instead of one of that name.
@@ -82,15 +97,21 @@ impl Default for ServerConfig {
             allowed_hosts: Vec::new(),
             store: StoreConfig::Embedded { folder: None },
             server_key_secret: None,
+            metrics_listen: None,
             ca_file: None,
             capacity: None,
             max_running: 8,
             retention_days: 7,
             retention_seconds: None,
             login_interval_seconds: 5,
+            access_token_seconds: 3600,
+            refresh_grace_seconds: 30,
+            oidc: Vec::new(),
+            new_user_tier: Tier::Free,
             default_agent: "claude".to_owned(),
             upgrade_url: None,
             owner: Owner::default(),
+            tiers: Tiers::default(),
             secrets: BTreeMap::new(),
             adapters: BTreeMap::new(),
             policy: Policy::default(),

@@ -84,6 +84,14 @@ impl Sessions {
         }))
     }
 
+    /// What the service knows this login by, to end it there.
+    ///
+    /// # Errors
+    /// A store that can't be read.
+    pub async fn refresh_token(&self) -> Result<Option<SecretString>, CliError> {
+        Ok(self.load().await?.map(|session| session.refresh))
+    }
+
     /// Stores a session and says where.
     ///
     /// # Errors

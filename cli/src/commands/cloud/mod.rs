@@ -5,7 +5,10 @@ mod credentials;
 mod login;
 mod logout;
 mod secrets;
+mod tokens;
+mod usage;
 mod value;
+mod webhook_secret;
 mod whoami;
 
 use clap::{Args, Subcommand};
@@ -27,7 +30,10 @@ pub enum Cloud {
     Whoami(whoami::WhoamiArgs),
     Credentials(credentials::CredentialsArgs),
     Secrets(secrets::SecretsArgs),
+    Tokens(tokens::TokensArgs),
     Agents(agents::AgentsArgs),
+    Usage(usage::UsageArgs),
+    WebhookSecret(webhook_secret::WebhookSecretArgs),
 }
 
 /// # Errors
@@ -39,6 +45,9 @@ pub async fn run(args: CloudArgs, app: &App) -> Outcome {
         Cloud::Whoami(args) => whoami::run(args, app).await,
         Cloud::Credentials(args) => credentials::run(args, app).await,
         Cloud::Secrets(args) => secrets::run(args, app).await,
+        Cloud::Tokens(args) => tokens::run(args, app).await,
         Cloud::Agents(args) => agents::run(args, app).await,
+        Cloud::Usage(args) => usage::run(args, app).await,
+        Cloud::WebhookSecret(args) => webhook_secret::run(args, app).await,
     }
 }
