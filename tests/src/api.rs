@@ -30,6 +30,11 @@ impl Api {
         Ok(Self { client: client()?, url: server.url().to_owned(), token: server.login().await?.access })
     }
 
+    /// With a token, at another entrance of the same service.
+    pub fn at(url: &str, token: &str) -> Result<Self> {
+        Ok(Self { client: client()?, url: url.to_owned(), token: token.to_owned() })
+    }
+
     async fn text(&self, request: reqwest::RequestBuilder) -> Result<String> {
         let response = request.bearer_auth(&self.token).send().await?;
         let (status, url) = (response.status(), response.url().clone());

@@ -38,18 +38,28 @@ pub fn seed() -> u64 {
 
 /// The `ckrv` under test: `CKRV_BIN`, else the one that cargo built beside the tests.
 pub fn ckrv() -> Result<PathBuf> {
-    if let Ok(path) = std::env::var("CKRV_BIN") {
-        return Ok(path.into());
-    }
-    let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("the test binary lies nowhere")?;
-    let path = folder.join("ckrv");
-    path.exists().then_some(path).context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")
+    built("ckrv", "CKRV_BIN").context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")
+}
+
+/// The API's function for Lambda: `CKRV_BOOTSTRAP_BIN`, else the one that cargo built beside the tests.
+pub fn bootstrap() -> Result<PathBuf> {
+    built("bootstrap", "CKRV_BOOTSTRAP_BIN")
+        .context("no function to test: `cargo build -p ckrv-api --features lambda`, or set CKRV_BOOTSTRAP_BIN")
+}
+
+fn built(name: &str, variable: &str) -> Option<PathBuf> {
+    let named = std::env::var(variable).ok().map(PathBuf::from);
+    named.or_else(|| Some(std::env::current_exe().ok()?.ancestors().nth(2)?.join(name)).filter(|path| path.exists()))
 }
 
 /// Whether the scenarios run on the AWS backend.
 pub fn on_aws() -> bool {
-    std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "aws")
+    through_lambda() || std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "aws")
+}
+
+/// Whether the scenarios also use the API as a Lambda function.
+pub fn through_lambda() -> bool {
+    std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "lambda")
 }
 
 /// What `cargo xtask test` exports under this name.

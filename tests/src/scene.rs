@@ -33,7 +33,11 @@ impl Scene {
 
     /// The user's access token is given by `CKRV_TOKEN`: the login is the matter of other tests.
     pub async fn with(setup: Setup, repo: Repo) -> Result<Self> {
-        let server = Server::start(setup).await?;
+        Self::of(Server::start(setup).await?, repo).await
+    }
+
+    /// With a server that runs already.
+    pub async fn of(server: Server, repo: Repo) -> Result<Self> {
         let mut user = User::of(&server)?;
         user.set("CKRV_TOKEN", &server.login().await?.access);
         let folder = tempfile::Builder::new().prefix("ckrv-scene-").tempdir()?;

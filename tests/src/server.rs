@@ -16,6 +16,7 @@ use crate::activation::{Form, urlencoded};
 use crate::aws::Aws;
 use crate::bench;
 use crate::http::client;
+use crate::lambda_front::{Entrance, LambdaFront, environment};
 use crate::wait::{PATIENCE, wait_until};
 
 /// What a server is started with.
@@ -36,7 +37,8 @@ impl Setup {
 }
 
 /// A server with a data folder of its own. Dropped, it is killed, and its folder is removed. On the AWS backend (`CKRV_TEST_BACKEND=aws`) it
-/// is two processes that share nothing but the store: the API, and the dispatcher with its data folder.
+/// is two processes that share nothing but the store: the API, and the dispatcher with its data folder. With `CKRV_TEST_BACKEND=lambda` users
+/// reach the API as a function, and the API process serves only the owner's activation page.
 #[derive(Debug)]
 pub struct Server {
     setup: Setup,
@@ -44,6 +46,7 @@ pub struct Server {
     starts: u32,
     process: Option<Child>,
     aws: Option<Aws>,
+    function: Option<LambdaFront>,
     /// On the AWS backend.
     dispatcher: Option<Child>,
     url: String,
@@ -62,11 +65,20 @@ pub struct Tokens {
 impl Server {
     /// Starts one, and waits until it has printed where it listens.
     pub async fn start(setup: Setup) -> Result<Self> {
+        let aws = if bench::on_aws() { Some(Aws::make().await?) } else { None };
+        Self::start_with(setup, aws, bench::through_lambda()).await
+    }
+
+    /// Starts one on the AWS backend, whatever the other scenarios run on.
+    pub async fn start_on_aws(setup: Setup, aws: Aws) -> Result<Self> {
+        Self::start_with(setup, Some(aws), false).await
+    }
+
+    async fn start_with(setup: Setup, aws: Option<Aws>, through_lambda: bool) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("ckrv-serve-").tempdir()?;
         let mut config = setup.config.clone();
         // Nobody waits seconds for the next poll of a login.
         config.entry("login_interval_seconds").or_insert(toml::Value::Integer(1));
-        let aws = if bench::on_aws() { Some(Aws::make().await?) } else { None };
         if let Some(aws) = &aws {
             config.insert("store".to_owned(), aws.store_config()?.into());
             config.insert("server_key_secret".to_owned(), aws.server_key.clone().into());
@@ -78,12 +90,17 @@ impl Server {
             starts: 0,
             process: None,
             aws,
+            function: None,
             dispatcher: None,
             url: String::new(),
             owner_code: String::new(),
             used_code: Mutex::default(),
         };
         server.spawn("127.0.0.1:0").await?;
+        if let Some(aws) = server.aws.as_ref().filter(|_| through_lambda) {
+            let env = environment(aws, &function_config(&config));
+            server.function = Some(LambdaFront::start(Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?);
+        }
         Ok(server)
     }
 
@@ -143,7 +160,7 @@ impl Server {
 
     /// `http://127.0.0.1:PORT`
     pub fn url(&self) -> &str {
-        &self.url
+        self.function.as_ref().map_or(&self.url, |function| &function.url)
     }
 
     /// The code that its owner confirms a login with.
@@ -157,6 +174,21 @@ impl Server {
 
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Child::id)
+    }
+
+    /// On the AWS backend.
+    pub fn dispatcher_pid(&self) -> Option<Pid> {
+        let pid = self.dispatcher.as_ref().and_then(Child::id)?;
+        i32::try_from(pid).ok().map(Pid::from_raw)
+    }
+
+    /// Starts one more dispatcher on the same store, with a data folder of its own; dropped, it is killed.
+    pub async fn second_dispatcher(&self) -> Result<Child> {
+        let log = self.folder.path().join("second-dispatcher.log");
+        let process = self.process(&log, &["--role", "dispatcher"], &self.folder.path().join("second"))?;
+        let ready = async || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("takes jobs")).then_some(());
+        wait_until("the second dispatcher takes jobs", PATIENCE, ready).await?;
+        Ok(process)
     }
 
     /// What it has printed since it was last started.
@@ -238,7 +270,9 @@ impl Server {
     pub async fn activate(&self, page: &str, user_code: &str) -> Result<()> {
         let code = self.next_code().await?;
         let mut browser = Browser { client: client()?, cookies: Vec::new() };
-        let mut url = reqwest::Url::parse(page)?;
+        // The function has no owner at its side who could read a code: the same page of the API process.
+        let page = self.function.as_ref().map_or(page.to_owned(), |function| page.replace(&function.url, &self.url));
+        let mut url = reqwest::Url::parse(&page)?;
         let mut html = browser.open(&mut url, None).await?;
         for _ in 0..3 {
             let Some(form) = Form::parse(&html) else { return Ok(()) };
@@ -247,6 +281,27 @@ impl Server {
         }
         bail!("the activation page is never content:\n{html}")
     }
+}
+
+/// The keys of a server's configuration that a function has too.
+fn function_config(config: &toml::Table) -> String {
+    const OTHERS: [&str; 11] = [
+        "store",
+        "server_key_secret",
+        "ca_file",
+        "capacity",
+        "max_running",
+        "owner",
+        "secrets",
+        "adapters",
+        "public_url",
+        "metrics_listen",
+        "references",
+    ];
+    let mut config = config.clone();
+    config.retain(|name, _| !OTHERS.contains(&name));
+    config.insert("local_repositories".to_owned(), true.into());
+    config.to_string()
 }
 
 /// Pages, cookies, redirects; no scripts.
