@@ -6,6 +6,8 @@
     reason = "each test file uses a part of this, and a test may panic"
 )]
 
+pub mod login;
+
 use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
