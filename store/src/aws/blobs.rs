@@ -4,12 +4,15 @@
 //! One put takes up to 5 GB; ours are at most some hundred megabytes, so there are no multipart uploads. Encryption at rest is the bucket's
 //! default; no header of ours says otherwise.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Config, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::presigning::PresigningConfig;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{Delete, Object, ObjectIdentifier};
@@ -98,19 +101,8 @@ impl S3Blobs {
     async fn get_once(&self, key: &str) -> Result<Option<Bytes>, Result<StoreError, StoreError>> {
         let found = match self.client.get_object().bucket(&self.bucket).key(key).send().await {
             Ok(found) => found,
-            Err(error) => {
-                return match code(&error) {
-                    Some("NoSuchKey") => Ok(None),
-                    Some("AccessDenied") if !self.may_list(key).await => {
-                        tracing::warn!(
-                            key,
-                            "S3 denied access to a blob; whoever may not list the bucket is not told whether it exists"
-                        );
-                        Ok(None)
-                    }
-                    _ => Err(Err(failure(format!("reading the blob {key}"), &error))),
-                };
-            }
+            Err(error) if self.is_missing(key, &error).await => return Ok(None),
+            Err(error) => return Err(Err(failure(format!("reading the blob {key}"), &error))),
         };
         let expected = found.metadata.and_then(|mut metadata| metadata.remove(SHA256)).unwrap_or_default();
         let broken = |error| Ok(StoreError::backend(format!("reading the blob {key}"), chain(&error)));
@@ -123,10 +115,23 @@ impl S3Blobs {
         Ok(Some(content))
     }
 
-    /// S3 answers 403 for a missing key to those who may not list: only who may list can tell that a 403 is a wrong permission.
-    async fn may_list(&self, key: &str) -> bool {
-        let listed = self.client.list_objects_v2().bucket(&self.bucket).prefix(key).max_keys(1).send().await;
-        !matches!(&listed, Err(error) if code(error) == Some("AccessDenied"))
+    /// S3 answers 403 for a missing key to those who may not list the bucket, as the API: only for one who may, a 403 is a wrong permission.
+    async fn is_missing(&self, key: &str, error: &SdkError<GetObjectError>) -> bool {
+        match code(error) {
+            Some("NoSuchKey") => true,
+            Some("AccessDenied") => {
+                let listed = self.client.list_objects_v2().bucket(&self.bucket).prefix(key).max_keys(1).send().await;
+                let hidden = matches!(&listed, Err(error) if code(error) == Some("AccessDenied"));
+                if hidden {
+                    tracing::warn!(
+                        key,
+                        "S3 denied access to a blob, which is taken for missing: this role is not told which of them it is"
+                    );
+                }
+                hidden
+            }
+            _ => false,
+        }
     }
 
     async fn delete(&self, objects: Vec<Object>) -> Result<(), StoreError> {
@@ -188,6 +193,30 @@ impl Blobs for S3Blobs {
             }
         }
         self.get_once(key).await.map_err(|error| error.unwrap_or_else(|error| error))
+    }
+
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        check_key(key)?;
+        if range.is_empty() {
+            return Ok(Some(Bytes::new()));
+        }
+        let context = || format!("reading a part of the blob {key}");
+        let mut last = None;
+        for attempt in 0..TRIES {
+            pause(attempt).await;
+            let request = self.client.get_object().bucket(&self.bucket).key(key);
+            match request.range(format!("bytes={}-{}", range.start, range.end - 1)).send().await {
+                Ok(found) => match found.body.collect().await {
+                    Ok(content) => return Ok(Some(content.into_bytes())),
+                    Err(error) => last = Some(StoreError::backend(context(), chain(&error))),
+                },
+                Err(error) if self.is_missing(key, &error).await => return Ok(None),
+                // Nothing is there from this byte on.
+                Err(error) if code(&error) == Some("InvalidRange") => return Ok(Some(Bytes::new())),
+                Err(error) => return Err(failure(context(), &error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| StoreError::backend(context(), "its body broke off each time")))
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError> {
