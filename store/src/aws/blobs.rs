@@ -144,7 +144,10 @@ impl S3Blobs {
         }
         let batch = Delete::builder().set_objects(Some(objects)).quiet(true).build();
         let batch = batch.map_err(|error| StoreError::backend(context(), error))?;
-        let answer = self.client.delete_objects().bucket(&self.bucket).delete(batch).send().await;
+        // A thousand deletions take S3 longer than it is given for the first byte of anything else.
+        let patience = Config::builder().timeout_config(patience(0));
+        let request = self.client.delete_objects().bucket(&self.bucket).delete(batch);
+        let answer = request.customize().config_override(patience).send().await;
         let answer = answer.map_err(|error| failure(context(), &error))?;
         match answer.errors().first() {
             None => Ok(()),

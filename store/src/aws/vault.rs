@@ -92,10 +92,9 @@ fn data_key(plaintext: Option<Blob>) -> Option<Bytes32> {
 
 /// Whether the wrapped key or its context is at fault, and not the service, the key's state or this role's permissions.
 fn is_unfit(error: &DecryptError) -> bool {
-    // For a wrapped key that names a KMS key which this account can't see, KMS says "access denied", too.
-    let foreign = || {
-        error.code() == Some("AccessDeniedException")
-            && error.message().is_some_and(|text| text.starts_with("The ciphertext refers to"))
-    };
+    // "Access denied" is also what KMS says of a wrapped key that names a KMS key which this account can't see; of a missing permission it
+    // says that this role "is not authorized".
+    let foreign =
+        || error.code() == Some("AccessDeniedException") && !error.message().is_some_and(|text| text.contains("not authorized"));
     error.is_invalid_ciphertext_exception() || error.is_incorrect_key_exception() || foreign()
 }
