@@ -177,3 +177,18 @@ async fn a_person_fills_a_form_in_and_arrives() -> Result<()> {
     assert!(error.contains("ERR_NAME_NOT_RESOLVED"), "{error}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_is_logged_in_anew_each_time() -> Result<()> {
+    let server = Http::start(Router::new().fallback(async || "back"), None).await?;
+    let client = Client { redirect_uri: format!("{}/back", server.url), ..confidential() };
+    let (oidc, browser) = (Oidc::start(&client).await?, Browser::start().await?);
+    let url = authorization(&oidc, &client, &format!("&code_challenge={CHALLENGE}&code_challenge_method=S256"));
+    for subject in ["ada", "eve"] {
+        oidc.log_in(&Account::new(subject, &format!("{subject}@example.test"))).await?;
+        browser.open(&url).await?;
+        let back = browser.at("/back?").await?;
+        assert_eq!(claims(&oidc, &client, &parameter(&back, "code")?).await?["sub"], subject);
+    }
+    Ok(())
+}
