@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ckrv_core::trace::TraceParent;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::error::CliError;
+use crate::logging::Format;
 
 /// Where `ckrv serve` listens unless told otherwise.
 pub const DEFAULT_URL: &str = "http://127.0.0.1:7420";
@@ -41,6 +43,12 @@ pub struct Env {
     pub ca_file: Option<PathBuf>,
     /// `CKRV_LOG`: what to log to stderr, in `tracing`'s filter language.
     pub log: Option<String>,
+    /// `CKRV_LOG_FORMAT`: `text` or `json`.
+    pub log_format: Format,
+    /// `OTEL_*`: where spans go.
+    pub otel: OtelEnv,
+    /// `TRACEPARENT`: the trace that this command is a step of.
+    pub trace: Option<TraceParent>,
     /// `DOCKER_HOST` or `CONTAINER_HOST`, for `doctor`.
     pub container_host: Option<String>,
     pub runtime_dir: Option<PathBuf>,
@@ -91,11 +99,47 @@ impl Env {
             timeout: var("CKRV_TIMEOUT"),
             ca_file: var("CKRV_CA_FILE").map(PathBuf::from),
             log: var("CKRV_LOG"),
+            log_format: match var("CKRV_LOG_FORMAT").as_deref() {
+                None | Some("text") => Format::Text,
+                Some("json") => Format::Json,
+                Some(_) => return Err(CliError::usage("CKRV_LOG_FORMAT is `text` or `json`")),
+            },
+            otel: OtelEnv::read(),
+            trace: var("TRACEPARENT").and_then(|text| text.parse().ok()),
             container_host: var("DOCKER_HOST").or_else(|| var("CONTAINER_HOST")),
             runtime_dir: var("XDG_RUNTIME_DIR").map(PathBuf::from),
             path: var("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".to_owned()),
             agent_keys: AGENT_KEYS.iter().filter_map(|name| Some(((*name).to_owned(), SecretString::from(var(name)?)))).collect(),
         })
+    }
+}
+
+/// The `OTEL_*` variables that we answer for; all others are read by the SDK.
+#[derive(Clone, Debug, Default)]
+pub struct OtelEnv {
+    /// The collector; absent: no spans leave this machine.
+    pub endpoint: Option<String>,
+    /// For one request to it.
+    pub timeout: Duration,
+    /// Certificates to trust beside the system's, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Whether the service's name is given.
+    pub names_service: bool,
+}
+
+impl OtelEnv {
+    fn read() -> Self {
+        let of_traces =
+            |name: &str| var(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}")).or_else(|| var(&format!("OTEL_EXPORTER_OTLP_{name}")));
+        let is_off = var("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"))
+            || var("OTEL_TRACES_EXPORTER").is_some_and(|text| text != "otlp");
+        Self {
+            endpoint: of_traces("ENDPOINT").filter(|_| !is_off),
+            timeout: Duration::from_millis(of_traces("TIMEOUT").and_then(|text| text.parse().ok()).unwrap_or(10_000)),
+            certificate: of_traces("CERTIFICATE").map(PathBuf::from),
+            names_service: var("OTEL_SERVICE_NAME").is_some()
+                || var("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|text| text.contains("service.name=")),
+        }
     }
 }
 
@@ -141,6 +185,8 @@ pub struct Settings {
     pub user: UserConfig,
     /// `--url`
     pub url: Option<String>,
+    /// This command's place in its trace: what the service does for it is found under the trace's id.
+    pub trace: Option<TraceParent>,
 }
 
 impl Settings {
@@ -149,7 +195,9 @@ impl Settings {
     pub fn load(url: Option<String>) -> Result<Self, CliError> {
         let env = Env::read()?;
         let user = read_toml(&env.config_dir.join("config.toml"), "url, agent, model, base, credential, timeout and labels")?;
-        Ok(Self { env, user, url })
+        let given = env.trace.map(|parent| parent.child(rand::random()));
+        let trace = given.or_else(|| Some(TraceParent::new(rand::random(), rand::random())));
+        Ok(Self { env, user, url, trace })
     }
 
     /// The service: `--url`, `CKRV_URL`, the user's `url`, where the user last logged in by `--url`, or this machine's.

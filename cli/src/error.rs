@@ -75,11 +75,22 @@ pub struct CliError {
     /// More for programs, for example the paths in conflict.
     pub details: Option<Box<Value>>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
+    /// What the service calls the request: its operator finds it in the log by that.
+    pub request_id: Option<String>,
 }
 
 impl CliError {
     pub fn new(kind: Kind, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
-        Self { kind, code: code.into(), message: message.into(), hint: None, retryable: false, details: None, source: None }
+        Self {
+            kind,
+            code: code.into(),
+            message: message.into(),
+            hint: None,
+            retryable: false,
+            details: None,
+            source: None,
+            request_id: None,
+        }
     }
 
     pub fn usage(message: impl Into<String>) -> Self {
@@ -142,6 +153,9 @@ impl CliError {
         let causes = self.causes();
         if !causes.is_empty() {
             error["causes"] = json!(causes);
+        }
+        if let Some(id) = &self.request_id {
+            error["request_id"] = json!(id);
         }
         if let Some(details) = &self.details {
             error["details"] = (**details).clone();

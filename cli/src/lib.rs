@@ -9,6 +9,7 @@ pub mod error;
 pub mod git;
 pub mod job_ref;
 pub mod local;
+pub mod logging;
 pub mod origin;
 pub mod pull;
 pub mod render;
@@ -59,9 +60,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, app: App) -> error::Outcome {
-    if let Some(filter) = app.settings.env.log.as_deref().filter(|_| !cli.command.logs_itself()) {
-        let filter = tracing_subscriber::EnvFilter::new(filter);
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if !cli.command.logs_itself() {
+        logging::start_for_command(&app.settings.env);
     }
     let mut builder = if cli.command.needs_threads() {
         tokio::runtime::Builder::new_multi_thread()

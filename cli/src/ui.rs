@@ -102,6 +102,10 @@ impl Ui {
         if let Some(hint) = &error.hint {
             let _ = writeln!(out, "{} {}", "hint:".cyan().bold(), text::clean_lines(hint));
         }
+        // Of use to the service's operator only, and so where something is wrong there.
+        if let Some(id) = error.request_id.as_deref().filter(|_| matches!(error.kind, Kind::Unreachable | Kind::Other)) {
+            let _ = writeln!(out, "{} {id}", "request:".dimmed());
+        }
     }
 
     /// Shows that something is going on, on a terminal only.

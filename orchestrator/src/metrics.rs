@@ -21,6 +21,25 @@ const ATTEMPTS: [f64; 4] = [1.0, 2.0, 3.0, 4.0];
 const LAGS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 const WAITS: [f64; 9] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0];
 
+const CLASSES: [OutcomeClass; 14] = [
+    OutcomeClass::Success,
+    OutcomeClass::Agent,
+    OutcomeClass::Verification,
+    OutcomeClass::Adapter,
+    OutcomeClass::Policy,
+    OutcomeClass::Repository,
+    OutcomeClass::SecretInResult,
+    OutcomeClass::Result,
+    OutcomeClass::CostLimit,
+    OutcomeClass::OutOfMemory,
+    OutcomeClass::Timeout,
+    OutcomeClass::Cancelled,
+    OutcomeClass::NoWorker,
+    OutcomeClass::Infrastructure,
+];
+const REFUSALS: [&str; 8] =
+    ["ended", "not-queued", "not-due", "cancel-requested", "no-room", "deadline-passed", "no-attempts-left", "other"];
+
 type Label = [(&'static str, String); 1];
 
 /// What came of one try to deliver a webhook.
@@ -35,6 +54,19 @@ pub enum Delivery {
     Refused,
 }
 
+impl Delivery {
+    const ALL: [Self; 4] = [Self::Delivered, Self::Retried, Self::GivenUp, Self::Refused];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Retried => "retried",
+            Self::GivenUp => "given_up",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Which part met a failing store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -42,6 +74,19 @@ pub enum Part {
     Gateway,
     Notifier,
     Sampler,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [Self::Dispatcher, Self::Gateway, Self::Notifier, Self::Sampler];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dispatcher => "dispatcher",
+            Self::Gateway => "gateway",
+            Self::Notifier => "notifier",
+            Self::Sampler => "sampler",
+        }
+    }
 }
 
 /// Shared by its clones. No label holds an id or free text: agents are those on offer, all else is bounded by the code.
@@ -113,6 +158,16 @@ impl Metrics {
         registry.register("agent_cost_usd", "What agents reported as their cost, in US dollars", self.cost.clone());
         registry.register("webhook_deliveries", "Tries to deliver a webhook", self.webhooks.clone());
         registry.register("worker_store_errors", "Calls that failed because a store did", self.store_errors.clone());
+        self.begin_at_zero();
+    }
+
+    /// A count that appears only with its first event hides that event from `rate()`.
+    fn begin_at_zero(&self) {
+        let zero = |family: &Family<Label, Counter>, name, value| drop(family.get_or_create(&label(name, value)));
+        CLASSES.iter().for_each(|class| zero(&self.ended, "class", class_name(*class)));
+        REFUSALS.iter().for_each(|refusal| zero(&self.claims_refused, "refusal", refusal));
+        Delivery::ALL.iter().for_each(|delivery| zero(&self.webhooks, "outcome", delivery.name()));
+        Part::ALL.iter().for_each(|part| zero(&self.store_errors, "part", part.name()));
     }
 
     pub(crate) fn claimed(&self, job: &JobRecord, now: Timestamp) {
@@ -164,27 +219,16 @@ impl Metrics {
         }
         for (agent, count) in known.iter() {
             self.running.get_or_create(&label("agent", agent)).set(*count);
+            drop(self.cost.get_or_create(&label("agent", agent)));
         }
     }
 
     pub fn webhook(&self, delivery: Delivery) {
-        let outcome = match delivery {
-            Delivery::Delivered => "delivered",
-            Delivery::Retried => "retried",
-            Delivery::GivenUp => "given_up",
-            Delivery::Refused => "refused",
-        };
-        self.webhooks.get_or_create(&label("outcome", outcome)).inc();
+        self.webhooks.get_or_create(&label("outcome", delivery.name())).inc();
     }
 
     pub fn store_failed(&self, part: Part) {
-        let part = match part {
-            Part::Dispatcher => "dispatcher",
-            Part::Gateway => "gateway",
-            Part::Notifier => "notifier",
-            Part::Sampler => "sampler",
-        };
-        self.store_errors.get_or_create(&label("part", part)).inc();
+        self.store_errors.get_or_create(&label("part", part.name())).inc();
     }
 
     /// Looks at the queue, unless somebody did within the last ten seconds.

@@ -3,7 +3,7 @@
 use ckrv_core::id::{Fence, JobId};
 use ckrv_core::trace::TraceParent;
 use tracing::Span;
-use tracing::field::{Empty, display};
+use tracing::field::Empty;
 
 /// Puts a span of that name under its parent in a trace that leaves this process; gives the span's own place in it.
 /// Without an exporter the parent itself goes on.
@@ -56,5 +56,5 @@ pub fn request_span(link: LinkSpan, path: &str, job: JobId, fence: Fence, trace:
 
 /// Which attempt it is, once that is known.
 pub fn note_attempt(attempt: u32) {
-    Span::current().record("attempt", display(attempt));
+    Span::current().record("attempt", attempt);
 }

@@ -23,6 +23,7 @@ pub fn unreachable(service: &Url, error: reqwest::Error) -> CliError {
 pub async fn from_response(mut response: Response, has_token: bool) -> CliError {
     let status = response.status();
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let request_id = response.headers().get("x-request-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut body = Vec::new();
     while let Ok(Some(chunk)) = response.chunk().await {
         body.extend_from_slice(&chunk);
@@ -31,7 +32,16 @@ pub async fn from_response(mut response: Response, has_token: bool) -> CliError 
         }
     }
     let problem = serde_json::from_slice::<Problem>(&body).ok();
-    describe(status, problem.as_ref(), retry_after.as_deref(), has_token)
+    let error = describe(status, problem.as_ref(), retry_after.as_deref(), has_token);
+    CliError {
+        request_id: request_id.or_else(|| problem.map(|problem| problem.request_id)).filter(|id| is_request_id(id)),
+        ..error
+    }
+}
+
+/// Ours are; what a proxy says is not printed.
+fn is_request_id(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn describe(status: StatusCode, problem: Option<&Problem>, retry_after: Option<&str>, has_token: bool) -> CliError {

@@ -1,18 +1,20 @@
 //! One request and its answer: authentication, patience with a network that fails for a moment, and errors in the user's words.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use ckrv_core::wire::{REFRESH_GRANT, RefreshRequest, TokenResponse};
 use jiff::Timestamp;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::error;
 use crate::config::{Settings, is_loopback};
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::tokens::{Exchange, Sessions};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +35,10 @@ pub struct Client {
     http: reqwest::Client,
     base: Url,
     auth: Auth,
+    /// For what the service keeps elsewhere.
+    ca_file: Option<PathBuf>,
+    /// `traceparent` of this command.
+    trace: Option<String>,
 }
 
 impl Client {
@@ -44,7 +50,7 @@ impl Client {
             Some(token) => Auth::Token(token.clone()),
             None => Auth::Session(Sessions::new(&settings.env, base.as_str())),
         };
-        Ok(Self { http: http_client(&base, settings)?, base, auth })
+        Self::of(base, auth, settings)
     }
 
     /// For a service that runs inside this process.
@@ -53,7 +59,13 @@ impl Client {
     /// A URL that is refused.
     pub fn with_token(settings: &Settings, base: &str, token: SecretString) -> Result<Self, CliError> {
         let base = crate::config::service_url(base)?;
-        Ok(Self { http: http_client(&base, settings)?, base, auth: Auth::Token(token) })
+        Self::of(base, Auth::Token(token), settings)
+    }
+
+    fn of(base: Url, auth: Auth, settings: &Settings) -> Result<Self, CliError> {
+        let ca_file = settings.env.ca_file.clone();
+        let trace = settings.trace.map(|trace| trace.to_string());
+        Ok(Self { http: http_client(&base, ca_file.as_deref())?, base, auth, ca_file, trace })
     }
 
     #[must_use]
@@ -70,7 +82,11 @@ impl Client {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        Ok(self.http.request(method, url))
+        let request = self.http.request(method, url);
+        Ok(match &self.trace {
+            Some(trace) => request.header("traceparent", trace),
+            None => request,
+        })
     }
 
     pub(super) async fn json<T: DeserializeOwned>(
@@ -88,6 +104,39 @@ impl Client {
         request: impl Fn() -> Result<RequestBuilder, CliError>,
         repeatable: bool,
     ) -> Result<Response, CliError> {
+        let response = self.send_authorised(request, repeatable).await?;
+        self.checked(response).await
+    }
+
+    /// Gets what the service may keep elsewhere. Where it sends us is asked without our token: the address alone opens it.
+    pub(super) async fn download(&self, path: &str) -> Result<Response, CliError> {
+        let response = self.send_authorised(|| self.request(Method::GET, path), true).await?;
+        if !response.status().is_redirection() {
+            return self.checked(response).await;
+        }
+        let place = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+        let place = place.and_then(|text| response.url().join(text).ok()).filter(|place| {
+            place.scheme() == "https" || (place.scheme() == "http" && is_loopback(place) && is_loopback(&self.base))
+        });
+        let refused = || CliError::other("bad_answer", "the service sends us to an address that is refused");
+        let place = place.ok_or_else(|| refused().hint("it must be https; tell whoever runs the service"))?;
+        let http = http_client(&place, self.ca_file.as_deref())?;
+        let response = self.patiently(|| Ok(http.get(place.clone())), true).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let host = place.host_str().unwrap_or_default();
+        let text = format!("the service's storage at {host} answers {}", response.status());
+        Err(CliError::new(Kind::Unreachable, "storage", text)
+            .hint("try again: each address is good for some minutes")
+            .retryable())
+    }
+
+    async fn send_authorised(
+        &self,
+        request: impl Fn() -> Result<RequestBuilder, CliError>,
+        repeatable: bool,
+    ) -> Result<Response, CliError> {
         let token = match &self.auth {
             Auth::Token(token) => token.clone(),
             Auth::Session(sessions) => sessions.access(self, Timestamp::now()).await?,
@@ -101,7 +150,7 @@ impl Client {
             }
             _ => response,
         };
-        self.checked(response).await
+        Ok(response)
     }
 
     pub(super) async fn send_anonymous(
@@ -192,7 +241,17 @@ impl Exchange for Client {
     }
 }
 
-fn http_client(base: &Url, settings: &Settings) -> Result<reqwest::Client, CliError> {
+/// Within one origin. Where another is to be asked, that is [`Client::download`]'s to do.
+fn redirect(attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    let stays = attempt.previous().last().is_some_and(|from| from.origin() == attempt.url().origin());
+    match attempt.previous().len() {
+        0..=3 if stays => attempt.follow(),
+        0..=3 => attempt.stop(),
+        _ => attempt.error("too many redirects"),
+    }
+}
+
+fn http_client(base: &Url, ca_file: Option<&Path>) -> Result<reqwest::Client, CliError> {
     // Someone else may have installed it before us: the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let failed = |error| CliError::io("can't start the HTTP client", error);
@@ -200,13 +259,13 @@ fn http_client(base: &Url, settings: &Settings) -> Result<reqwest::Client, CliEr
         .user_agent(concat!("ckrv/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
-        .redirect(reqwest::redirect::Policy::limited(3));
+        .redirect(Policy::custom(redirect));
     if base.scheme() == "http" {
         // This machine: no proxy, and no time spent on loading the system's certificates.
         builder = builder.no_proxy().tls_certs_only(std::iter::empty());
     } else {
         builder = builder.https_only(true);
-        if let Some(path) = &settings.env.ca_file {
+        if let Some(path) = ca_file {
             let pem = std::fs::read(path)
                 .map_err(|error| CliError::io(format!("can't read CKRV_CA_FILE {}", path.display()), error))?;
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem).map_err(failed)?);

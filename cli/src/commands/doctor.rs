@@ -95,11 +95,18 @@ async fn service(app: &App) -> Vec<Check> {
         Ok(()) => Check { name: "service", verdict: Verdict::Ok, message: format!("{} answers", client.service()) },
         Err(error) => return vec![failed("service", error.message), login(app, &client).await],
     };
+    let parts = match client.down_parts().await {
+        Ok(down) if down.is_empty() => None,
+        Ok(down) => {
+            Some(failed("service", format!("down there: {}; its operator finds why in its log", clean(&down.join(", ")))))
+        }
+        Err(error) => Some(failed("service", error.message)),
+    };
     let login = match client.me().await {
         Ok(user) => Check { name: "login", verdict: Verdict::Ok, message: user.email },
         Err(error) => failed("login", error.message),
     };
-    vec![reached, login]
+    [Some(reached), parts, Some(login)].into_iter().flatten().collect()
 }
 
 /// What can be said without the service.

@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory as _, Subcommand};
 
 use crate::App;
 use crate::error::{CliError, Exit, Outcome};
+use crate::logging::Log;
 
 /// The shim that is copied into containers: static, for any image.
 pub static SHIM: &[u8] = include_bytes!(env!("CKRV_SHIM_PATH"));
@@ -44,10 +45,10 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
         Internal::AgentCatalog => app.ui.bytes(agent_catalog().await?.as_bytes())?,
         Internal::JobRunner { dir } => {
             let _ = rustls::crypto::ring::default_provider().install_default();
-            log(app, "info");
-            ckrv_orchestrator::job::run(&dir, SHIM, ckrv_orchestrator::trace::UNLINKED)
-                .await
-                .map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
+            let log = Log::start(&app.settings.env, "info");
+            let ran = ckrv_orchestrator::job::run(&dir, SHIM, crate::logging::link_span()).await;
+            log.end().await;
+            ran.map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
         }
         // Runs before there is a runtime: see `main`.
         Internal::Shim => {}
@@ -58,15 +59,6 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
         }
     }
     Ok(Exit::OK)
-}
-
-fn log(app: &App, default: &str) {
-    let filter = app.settings.env.log.clone().unwrap_or_else(|| default.to_owned());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
 }
 
 /// The HTTP contract of this build.

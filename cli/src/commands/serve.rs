@@ -13,6 +13,7 @@ use crate::App;
 use crate::engine::server_config::ServerConfig;
 use crate::engine::{Engine, EngineOptions, Role};
 use crate::error::{CliError, Exit, Outcome};
+use crate::logging::Log;
 
 /// Run a service of your own: API, queue, store and workers in one process
 ///
@@ -44,18 +45,22 @@ pub struct ServeArgs {
     /// Private key for TLS, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Where Prometheus may fetch `/metrics`; not for the public
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// # Errors
 /// The service can't be started.
 pub async fn run(args: ServeArgs, app: &App) -> Outcome {
-    log_to_stderr(app);
+    let log = Log::start(&app.settings.env, "info");
     let data = args.data.unwrap_or_else(|| app.settings.env.data_dir.clone());
     let own = data.join("server.toml");
     let config = match args.config.or_else(|| own.exists().then_some(own)) {
         Some(path) => ServerConfig::read(&path)?,
         None => ServerConfig::default(),
     };
+    let metrics = args.metrics_listen.or(config.metrics_listen);
     let ui = Arc::new(app.ui);
     let tls = args.tls_cert.zip(args.tls_key).map(|(cert, key)| TlsFiles { certificates: cert, key });
     let (codes, mut new_codes) = tokio::sync::mpsc::unbounded_channel();
@@ -73,7 +78,7 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
         operator_secrets: BTreeMap::new(),
         on_owner_code,
     };
-    let engine = Engine::start(options, &app.settings.env).await?;
+    let mut engine = Engine::start(options, &app.settings.env).await?;
     let version = env!("CARGO_PKG_VERSION");
     match &engine.api {
         Some(api) => ui.line(&format!("ckrv {version} serves at {}", api.url.as_str().trim_end_matches('/')))?,
@@ -82,6 +87,10 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
     match engine.launcher {
         Some(launcher) => ui.line(&format!("data in {}; agents run by the {launcher} launcher", data.display()))?,
         None => ui.line(&format!("data in {}; jobs are run elsewhere", data.display()))?,
+    }
+    if let Some(listen) = metrics {
+        let address = engine.serve_metrics(listen).await?;
+        ui.line(&format!("metrics at http://{address}/metrics"))?;
     }
     if engine.launcher == Some("process") {
         ui.warn("agents run as you, beside your files: only for repositories and agents that you trust");
@@ -96,15 +105,8 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
     app.ui.note("stopping; jobs under way go on, and the next start finds them");
     engine.stop().await;
     printing.abort();
+    log.end().await;
     Ok(Exit::OK)
-}
-
-fn log_to_stderr(app: &App) {
-    let filter = app.settings.env.log.clone().unwrap_or_else(|| "info,tower_http=warn".to_owned());
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 async fn stopped() -> std::io::Result<()> {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,6 +19,9 @@ use crate::launch_choice::LauncherChoice;
 use crate::settings::Settings;
 
 const LOCK: &str = "lock";
+const LOG: &str = "runner.log";
+/// What is passed on of one job runner's log; it writes a few lines.
+const MAX_LOG: u64 = 256 * 1024;
 /// What a job runner is told, read and then removed by it.
 pub const TASK: &str = "task.json";
 
@@ -51,6 +55,28 @@ impl LocalRunners {
     }
 }
 
+/// Of our environment, what a job runner needs: to find programs, and to log and trace as we do.
+fn is_for_runners(name: &std::ffi::OsStr) -> bool {
+    const NAMES: [&str; 6] = ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE", "CKRV_LOG", "CKRV_LOG_FORMAT"];
+    name.to_str().is_some_and(|name| NAMES.contains(&name) || name.starts_with("OTEL_"))
+}
+
+/// What a job runner that has ended wrote to its log goes to ours, so that one log tells the whole story of a job.
+fn pass_on_log(folder: &Path) {
+    // In a command of one local job nobody listens.
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    let mut text = Vec::new();
+    let read = File::open(folder.join(LOG)).and_then(|file| file.take(MAX_LOG).read_to_end(&mut text));
+    if read.is_ok() && !text.is_empty() {
+        if !text.ends_with(b"\n") {
+            text.push(b'\n');
+        }
+        let _ = std::io::stderr().lock().write_all(&text);
+    }
+}
+
 /// Whether somebody holds the lock of an attempt's folder.
 fn is_locked(folder: &Path) -> bool {
     match File::open(folder.join(LOCK)) {
@@ -69,14 +95,10 @@ impl Runners for LocalRunners {
         lock.try_lock().map_err(std::io::Error::from)?;
         let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(folder.join(TASK))?;
         serde_json::to_writer(&mut file, task)?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("runner.log"))?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
         let mut command = tokio::process::Command::new(&self.settings.program);
         command.args(["internal", "job-runner", "--dir"]).arg(&folder).env_clear();
-        for name in ["PATH", "TMPDIR", "RUST_LOG", "RUST_BACKTRACE"] {
-            if let Some(value) = std::env::var_os(name) {
-                command.env(name, value);
-            }
-        }
+        command.envs(std::env::vars_os().filter(|(name, _)| is_for_runners(name)));
         // The locked file is the child's standard input: lock and process end together, whatever happens to us.
         command.stdin(Stdio::from(lock)).stdout(Stdio::null()).stderr(Stdio::from(log)).kill_on_drop(false);
         let child = command.spawn()?;
@@ -112,6 +134,7 @@ impl Runners for LocalRunners {
             if keep.contains(&folder) || is_locked(&folder) {
                 continue;
             }
+            pass_on_log(&folder);
             if let Err(error) = std::fs::remove_dir_all(&folder) {
                 tracing::warn!(folder = %folder.display(), %error, "what is left of an attempt could not be removed");
             }

@@ -1,0 +1,80 @@
+//! `GET /metrics` for Prometheus, on an address of its own: never where clients of the API come.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use ckrv_orchestrator::clock;
+use ckrv_orchestrator::metrics::Metrics;
+use ckrv_store::Stores;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::Engine;
+use crate::error::CliError;
+
+/// What a scrape waits for the store; the other figures are given without it.
+const PATIENCE: Duration = Duration::from_secs(2);
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the parts of an engine count.
+pub(super) struct Counted {
+    pub registry: Registry,
+    /// Of the dispatcher, where this engine has one: it looks at the queue.
+    pub jobs: Option<Metrics>,
+}
+
+impl Default for Counted {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("ckrv");
+        registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self { registry, jobs: None }
+    }
+}
+
+struct Served {
+    counted: Counted,
+    stores: Stores,
+}
+
+impl Engine {
+    /// Serves what is counted; gives the address. Called once, when every part has been started.
+    ///
+    /// # Errors
+    /// An address that can't be listened on.
+    pub async fn serve_metrics(&mut self, listen: SocketAddr) -> Result<SocketAddr, CliError> {
+        let failed = |error| CliError::io(format!("can't listen on {listen} for metrics"), error);
+        let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let served = Arc::new(Served { counted: std::mem::take(&mut self.counted), stores: self.stores.clone() });
+        let app = axum::Router::new().route("/metrics", axum::routing::get(show)).with_state(served);
+        let shutdown = self.shutdown.clone();
+        self.tasks.push(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await {
+                tracing::error!(%error, "metrics are no longer served");
+            }
+        }));
+        Ok(address)
+    }
+}
+
+async fn show(State(served): State<Arc<Served>>) -> Response {
+    if let Some(jobs) = &served.counted.jobs {
+        let sampled = jobs.sample(served.stores.jobs.as_ref(), clock::now());
+        match tokio::time::timeout(PATIENCE, sampled).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the queue could not be looked at for metrics");
+            }
+            Err(_) => tracing::warn!("the queue could not be looked at for metrics in time"),
+        }
+    }
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &served.counted.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
