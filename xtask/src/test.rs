@@ -20,6 +20,12 @@ pub struct Args {
 /// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
 const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
 
+/// The function is a binary behind a feature. It is on for everything that a test run builds, so that all is built once.
+const FEATURES: [&str; 2] = ["--features", "ckrv-api/lambda"];
+
+/// End-to-end scenarios that say nothing of how things are stored.
+const ON_AWS: [&str; 6] = ["fast_stories", "fast_jobs", "fast_pull", "fast_follow", "full_git", "full_agents"];
+
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
     let filter = args.filter.as_deref();
@@ -27,7 +33,13 @@ pub fn run(args: &Args) -> Result<()> {
         lints(&mut steps, args.fast)?;
     }
     let bench = if args.fast { None } else { Some(setup::bring(&mut steps)?) };
-    let ckrv = steps.run("build ckrv", || workspace::build("ckrv"))?;
+    let built = steps.run("build ckrv and the function", || {
+        steps::run(
+            workspace::cargo().args(["build", "--quiet", "--workspace", "--bin", "ckrv", "--bin", "bootstrap"]).args(FEATURES),
+        )?;
+        Ok(workspace::target_dir()?.join("debug"))
+    })?;
+    let ckrv = built.join("ckrv");
     if filter.is_none() {
         steps.run("generated files are up to date", || checks::generated(&ckrv))?;
         if !args.fast {
@@ -35,9 +47,14 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     let mut command = workspace::cargo();
-    command.env("CKRV_BIN", &ckrv);
+    command.env("CKRV_BIN", &ckrv).env("CKRV_BOOTSTRAP_BIN", built.join("bootstrap"));
     match &bench {
-        Some(bench) => steps.run("tests", || full(&mut command, bench, filter))?,
+        Some(bench) => {
+            steps.run("tests", || full(&mut command, bench, filter))?;
+            if filter.is_none() {
+                steps.run("the scenarios on AWS, through the function", || on_aws(&mut command))?;
+            }
+        }
         None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
     }
     if args.fast {
@@ -50,8 +67,8 @@ pub fn run(args: &Args) -> Result<()> {
 fn lints(steps: &mut Steps, fast: bool) -> Result<()> {
     steps.run("format", || steps::run(workspace::cargo().args(["fmt", "--all", "--check"])))?;
     steps.run("clippy", || {
-        let lint = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"];
-        steps::run(workspace::cargo().args(lint))
+        let lint = ["clippy", "--quiet", "--workspace", "--all-targets"];
+        steps::run(workspace::cargo().args(lint).args(FEATURES).args(["--", "--deny", "warnings"]))
     })?;
     if !fast {
         steps.run(
@@ -64,12 +81,23 @@ fn lints(steps: &mut Steps, fast: bool) -> Result<()> {
 
 fn full(command: &mut Command, bench: &Bench, filter: Option<&str>) -> Result<()> {
     bench.export(command);
-    command.args(["test", "--workspace", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
     steps::run(command.args(filter))
 }
 
+/// The same scenarios once more: API as a function, dispatcher as a process of its own, DynamoDB and S3 between them.
+fn on_aws(command: &mut Command) -> Result<()> {
+    let mut again = workspace::cargo();
+    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    again.env("CKRV_TEST_BACKEND", "lambda").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+    for target in ON_AWS {
+        again.args(["--test", target]);
+    }
+    steps::run(&mut again)
+}
+
 fn fast(command: &mut Command, filter: Option<&str>) -> Result<()> {
-    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
+    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]).args(FEATURES);
     for target in test_files()?.iter().filter(|target| !needs_bench(target)) {
         command.args(["--test", target]);
     }
