@@ -1,0 +1,54 @@
+//! A followed log over a connection that breaks all the time.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, ensure};
+use ckrv_tests::api::Api;
+use ckrv_tests::bench;
+use ckrv_tests::faults::Faults;
+use ckrv_tests::scene::Scene;
+use serde_json::Value;
+
+/// What one follower must live through.
+const CUTS: usize = 1000;
+/// A connection lives for a random part of this many bytes, in both directions together: its request and some entries of some 200 bytes.
+const BYTES: std::ops::Range<usize> = 700..6_000;
+const FOLLOWERS: usize = 8;
+
+/// Followers share the cuts, since each pauses before it comes back. What each wrote must be, byte for byte, what is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_followed_through_a_thousand_cuts_is_the_log_that_was_written() -> Result<()> {
+    let mut scene = Scene::start().await?;
+    let server: SocketAddr = scene.server.url().trim_start_matches("http://").parse()?;
+    let faults = Faults::start(server, bench::seed(), BYTES).await?;
+    let gate = scene.gate();
+    let lines = |from: usize, to: usize| format!("i={from}; while [ $i -lt {to} ]; do i=$((i+1)); echo \"line $i é\"; done");
+    let id = scene.submit(&format!("{}\n{}\n{}", lines(0, 1500), gate.wait(), lines(1500, 3000))).await?;
+    gate.reached().await?;
+    let token = scene.server.login().await?.access;
+    scene.user.set("CKRV_URL", &format!("http://{}", faults.address));
+    let mut followers = tokio::task::JoinSet::new();
+    for _ in 0..FOLLOWERS {
+        let mut follow = scene.user.command(&scene.project, &["logs", "--json", "-f", &id]);
+        let follow = follow.stderr(Stdio::piped()).spawn()?;
+        followers.spawn(async move { follow.wait_with_output().await });
+    }
+    gate.open()?;
+    let direct = Api::at(scene.server.url(), &token)?;
+    direct.ended(&id, std::time::Duration::from_secs(120)).await?;
+    let mut told = Vec::new();
+    while let Some(output) = followers.join_next().await {
+        let output = output??;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        told.push(String::from_utf8(output.stdout)?);
+    }
+    let written = direct.log(&id).await?;
+    for text in &told {
+        let seen: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("no JSON")?;
+        ensure!(seen == written, "{} entries arrived of {}", seen.len(), written.len());
+    }
+    let cuts = faults.cuts();
+    ensure!(cuts >= CUTS, "only {cuts} cuts: the test needs a longer log");
+    Ok(())
+}
