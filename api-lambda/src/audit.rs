@@ -113,6 +113,7 @@ pub(crate) async fn audit(state: &ApiState, who: &Who, action: &str, target: imp
         owner: who.owner,
     };
     if let Err(error) = state.stores.accounts.audit(&record).await {
+        state.metrics.audit_failed();
         let AuditRecord { actor, via, action, target, from, .. } = &record;
         let error = &error as &dyn std::error::Error;
         tracing::error!(

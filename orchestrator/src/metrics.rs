@@ -48,21 +48,18 @@ pub enum Delivery {
     Delivered,
     /// It failed and is tried again.
     Retried,
-    /// It failed for the last time.
+    /// It failed for the last time, or its receiver wants no more.
     GivenUp,
-    /// Its address is not allowed.
-    Refused,
 }
 
 impl Delivery {
-    const ALL: [Self; 4] = [Self::Delivered, Self::Retried, Self::GivenUp, Self::Refused];
+    const ALL: [Self; 3] = [Self::Delivered, Self::Retried, Self::GivenUp];
 
     fn name(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
             Self::Retried => "retried",
             Self::GivenUp => "given_up",
-            Self::Refused => "refused",
         }
     }
 }

@@ -218,7 +218,10 @@ impl Engine {
             }
         };
         let public_url = self.api.as_ref().map(|api| api.url.clone()).or_else(|| config.public_url.clone());
-        let notifier = webhooks::notifier(self.stores.clone(), config, public_url, &key)?;
+        let mut notifier = webhooks::notifier(self.stores.clone(), config, public_url, &key)?;
+        if let Some(metrics) = &self.counted.jobs {
+            notifier = notifier.counted(metrics.clone());
+        }
         self.tasks.push(tokio::spawn(notifier.run(self.shutdown.clone())));
         Ok(())
     }
