@@ -69,6 +69,11 @@ impl Server {
         Self::start_with(setup, aws, bench::through_lambda()).await
     }
 
+    /// Starts one on the embedded default, whatever the other scenarios run on.
+    pub async fn start_embedded(setup: Setup) -> Result<Self> {
+        Self::start_with(setup, None, false).await
+    }
+
     /// Starts one on the AWS backend, whatever the other scenarios run on.
     pub async fn start_on_aws(setup: Setup, aws: Aws) -> Result<Self> {
         Self::start_with(setup, Some(aws), false).await
@@ -102,6 +107,14 @@ impl Server {
             server.function = Some(LambdaFront::start(Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?);
         }
         Ok(server)
+    }
+
+    /// Changes its configuration file, for its next start.
+    pub fn configure(&self, change: impl FnOnce(&mut toml::Table)) -> Result<()> {
+        let path = self.folder.path().join("config.toml");
+        let mut config: toml::Table = std::fs::read_to_string(&path)?.parse()?;
+        change(&mut config);
+        Ok(std::fs::write(path, config.to_string())?)
     }
 
     /// Starts it again on the same data, at the same address.
