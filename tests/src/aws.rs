@@ -1,5 +1,7 @@
 //! The AWS backend of one test: a table, a bucket, a key and a secret of its own, on the bench's servers.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
@@ -7,7 +9,7 @@ use aws_sdk_dynamodb::types::{
 };
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 
-use crate::bench;
+use crate::{bench, ministack};
 
 const REGION: &str = "us-east-1";
 /// What the API keys its tokens with, by this name in Secrets Manager.
@@ -68,6 +70,22 @@ impl Aws {
         );
         secrets.create_secret().name(&aws.server_key).secret_string(SERVER_KEY).send().await.context("can't make a secret")?;
         Ok(aws)
+    }
+
+    /// What a stack of the data template has made in ministack, as its outputs name it.
+    pub fn deployed(url: &str, outputs: &BTreeMap<String, String>) -> Result<Self> {
+        let output = |name: &str| outputs.get(name).cloned().with_context(|| format!("no output {name}"));
+        Ok(Self {
+            table: output("TableName")?,
+            bucket: output("BucketName")?,
+            kms_key: output("KeyArn")?,
+            server_key: output("ServerKeyArn")?,
+            dynamodb: url.to_owned(),
+            s3: url.to_owned(),
+            other: url.to_owned(),
+            access: ministack::ROOT.to_owned(),
+            secret: ministack::ROOT.to_owned(),
+        })
     }
 
     async fn make_table(&self) -> Result<()> {

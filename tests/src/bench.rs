@@ -47,6 +47,11 @@ pub fn bootstrap() -> Result<PathBuf> {
         .context("no function to test: `cargo build -p ckrv-api --features lambda`, or set CKRV_BOOTSTRAP_BIN")
 }
 
+/// The packaged function for this machine's processors.
+pub fn package() -> Result<PathBuf> {
+    variable("CKRV_TEST_PACKAGE").map(PathBuf::from)
+}
+
 fn built(name: &str, variable: &str) -> Option<PathBuf> {
     let named = std::env::var(variable).ok().map(PathBuf::from);
     named.or_else(|| Some(std::env::current_exe().ok()?.ancestors().nth(2)?.join(name)).filter(|path| path.exists()))

@@ -17,7 +17,7 @@ use crate::{bench, http};
 
 pub const REGION: &str = "us-east-1";
 /// What ministack takes for the root of this account.
-const ROOT: &str = "test";
+pub const ROOT: &str = "test";
 
 /// The folder of the templates.
 pub fn templates() -> PathBuf {

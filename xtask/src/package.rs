@@ -78,7 +78,7 @@ impl Arch {
 /// Builds every package that can be built, and says plainly which can't.
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
-    let sysroot = PathBuf::from(steps::text(Command::new("rustc").args(["--print", "sysroot"]))?);
+    let sysroot = sysroot()?;
     let wanted = ARCHES.into_iter().filter(|arch| args.arch.is_none_or(|only| only == *arch));
     let mut built = 0;
     for arch in wanted {
@@ -89,8 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
             say(&format!("\n    no package for {}: this machine lacks {missing}", arch.name()));
             continue;
         }
-        let program = steps.run(&format!("build the function for {}", arch.name()), || build(arch, &sysroot))?;
-        steps.run("package it", || package(arch, &program))?;
+        make(&mut steps, arch, &sysroot)?;
         built += 1;
     }
     if built == 0 {
@@ -98,6 +97,21 @@ pub fn run(args: &Args) -> Result<()> {
     }
     steps.finish("packaged");
     Ok(())
+}
+
+/// The one that this machine itself can run; its zip.
+pub fn for_this_machine(steps: &mut Steps) -> Result<PathBuf> {
+    let arch = if cfg!(target_arch = "aarch64") { Arch::Arm } else { Arch::X86 };
+    make(steps, arch, &sysroot()?)
+}
+
+fn sysroot() -> Result<PathBuf> {
+    Ok(steps::text(Command::new("rustc").args(["--print", "sysroot"]))?.into())
+}
+
+fn make(steps: &mut Steps, arch: Arch, sysroot: &Path) -> Result<PathBuf> {
+    let program = steps.run(&format!("build the function's package for {}", arch.name()), || build(arch, sysroot))?;
+    steps.run("zip it", || package(arch, &program))
 }
 
 fn build(arch: Arch, sysroot: &Path) -> Result<PathBuf> {
@@ -138,7 +152,7 @@ fn glibc_versions(bytes: &[u8]) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
-fn package(arch: Arch, program: &Path) -> Result<()> {
+fn package(arch: Arch, program: &Path) -> Result<PathBuf> {
     let folder = workspace::target_dir()?.join("package");
     std::fs::create_dir_all(&folder)?;
     let name = format!("ckrv-api-{}.zip", arch.name());
@@ -151,7 +165,7 @@ fn package(arch: Arch, program: &Path) -> Result<()> {
     let (zipped, plain) = (bytes.len() as u64, std::fs::metadata(program)?.len());
     say(&format!("    {}: {} zipped, {} unpacked", path.display(), mega(zipped), mega(plain)));
     say(&format!("    sha256 {sum}"));
-    Ok(())
+    Ok(path)
 }
 
 /// One file, with nothing in it that differs from machine to machine: no time, no owner.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::Bench;
 use crate::steps::{self, Steps, say};
-use crate::{checks, setup, wasm, workspace};
+use crate::{checks, package, setup, wasm, workspace};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -50,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     command.env("CKRV_BIN", &ckrv).env("CKRV_BOOTSTRAP_BIN", built.join("bootstrap"));
     match &bench {
         Some(bench) => {
+            command.env("CKRV_TEST_PACKAGE", package::for_this_machine(&mut steps)?);
             steps.run("tests", || full(&mut command, bench, filter))?;
             if filter.is_none() {
                 steps.run("the scenarios on AWS, through the function", || on_aws(&mut command))?;
