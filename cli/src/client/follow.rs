@@ -1,12 +1,13 @@
 //! A job's log as it grows: server-sent events, taken up again wherever a connection broke.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use ckrv_core::id::JobId;
 use ckrv_core::log::{Cursor, LogEntry};
 use eventsource_stream::{Event, Eventsource as _};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use reqwest::Method;
 
 use super::Client;
@@ -14,6 +15,8 @@ use crate::error::{CliError, Kind};
 
 /// Pause before asking for the next batch, where the service names none.
 const PAUSE: Duration = Duration::from_millis(500);
+/// However long it asks for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// A place in the log that moves on with every entry.
 #[derive(Debug)]
@@ -76,17 +79,18 @@ impl<'a> Follow<'a> {
             Kind::Unreachable | Kind::Limit => Broken::ForNow(error),
             _ => Broken::ForGood(error),
         })?;
-        let mut events = response.bytes_stream().eventsource();
-        let mut pause = PAUSE;
+        let tail = Mutex::new(Tail::default());
+        let bytes = response.bytes_stream().inspect_ok(|bytes| tail.lock().unwrap_or_else(PoisonError::into_inner).push(bytes));
+        let mut events = bytes.eventsource();
         while let Some(event) = events.next().await {
             let event = event.map_err(|error| Broken::ForNow(CliError::io("the log's connection broke", error)))?;
-            pause = event.retry.unwrap_or(pause);
             if event.data == "[DONE]" {
                 return Ok(Ended::Done);
             }
             self.take(&event, show)?;
         }
-        Ok(Ended::Batch(pause))
+        let pause = tail.lock().unwrap_or_else(PoisonError::into_inner).pause();
+        Ok(Ended::Batch(pause.unwrap_or(PAUSE)))
     }
 
     fn take(&mut self, event: &Event, show: &mut impl FnMut(LogEntry) -> Result<(), CliError>) -> Result<(), Broken> {
@@ -110,6 +114,31 @@ impl<'a> Follow<'a> {
     }
 }
 
+/// The end of a reply, where a batch says by `retry:` when the next may be asked for. The parser doesn't hand out what has no data.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    const KEPT: usize = 64;
+
+    fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        let excess = self.0.len().saturating_sub(Self::KEPT);
+        self.0.drain(..excess);
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let text = String::from_utf8_lossy(&self.0);
+        let (before, line) = text.trim_end().rsplit_once('\n').unwrap_or(("", text.trim_end()));
+        // Without a line before it, it may be the middle of one.
+        if before.is_empty() && self.0.len() == Self::KEPT {
+            return None;
+        }
+        let milliseconds = line.strip_prefix("retry:")?.trim().parse().ok()?;
+        Some(Duration::from_millis(milliseconds).min(LONGEST_PAUSE))
+    }
+}
+
 enum Ended {
     Done,
     /// The reply ended in good order, with more to come.
@@ -119,4 +148,29 @@ enum Ended {
 enum Broken {
     ForNow(CliError),
     ForGood(CliError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pause(chunks: &[&str]) -> Option<u128> {
+        let mut tail = Tail::default();
+        chunks.iter().for_each(|chunk| tail.push(chunk.as_bytes()));
+        tail.pause().map(|pause| pause.as_millis())
+    }
+
+    #[test]
+    fn a_batch_says_at_its_end_when_to_come_back() {
+        let long = format!("id: 1.1\ndata: {{\"message\":\"{}\"}}\n\n", "x".repeat(100));
+        assert_eq!(pause(&["retry: 700\n\n"]), Some(700));
+        assert_eq!(pause(&[&long, "retry: 0\n\n"]), Some(0));
+        assert_eq!(pause(&[&long, "ret", "ry: 12", "5\n\n"]), Some(125));
+        assert_eq!(pause(&["retry: 99999999\n\n"]), Some(30_000));
+        assert_eq!(pause(&[&long]), None);
+        assert_eq!(pause(&[]), None);
+        // What an agent says is no word of the service.
+        assert_eq!(pause(&[&format!("data: {}retry: 5", "x".repeat(64 - 8))]), None);
+        assert_eq!(pause(&["data: retry: 5\n\n"]), None);
+    }
 }
