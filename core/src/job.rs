@@ -227,7 +227,7 @@ pub enum Verification {
 /// A webhook that is still to be delivered for a job that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
-    /// Deliveries tried so far.
+    /// Deliveries begun so far.
     pub attempts: u32,
     /// When the next one is due.
     pub due: Timestamp,

@@ -86,7 +86,7 @@ pub enum Verb {
         finish: Box<Finish>,
     },
     Cancel,
-    /// The webhook of an ended job was tried: `next` is when to try again, `None` that nothing more will be tried.
+    /// The webhook of an ended job is being tried or was: `next` is when to try again, `None` that nothing more will be tried.
     Notified {
         /// Deliveries tried before this one, so that of two notifiers only one counts.
         attempts: u32,

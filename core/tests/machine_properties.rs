@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use ckrv_core::id::{ClaimId, Fence};
-use ckrv_core::job::{Artifact, Facts, JobRecord, Lease, Outcome, OutcomeClass, State};
+use ckrv_core::job::{Artifact, Facts, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
 use ckrv_core::log::Cursor;
 use ckrv_core::machine::{CLOCK_SKEW, Change, EndReason, Evidence, Finish, MAX_ATTEMPTS, Refusal, UNCLAIMED_LIMIT, Verb, apply};
 use jiff::Timestamp;
@@ -63,6 +63,8 @@ enum Step {
     End(EndReason, Evidence),
     Finish(OutcomeClass),
     Cancel,
+    /// The webhook's next try comes after this time, or never.
+    Notified(Option<i64>),
 }
 
 fn a_step() -> impl Strategy<Value = Step> {
@@ -78,6 +80,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         1 => select(CLASSES.to_vec()).prop_map(Step::Finish),
         2 => Just(Step::Finish(OutcomeClass::Success)),
         1 => Just(Step::Cancel),
+        2 => prop::option::of(0..100_i64).prop_map(Step::Notified),
     ]
 }
 
@@ -97,9 +100,11 @@ fn a_moment() -> impl Strategy<Value = i64> {
 fn any_record() -> impl Strategy<Value = JobRecord> {
     let lease = prop::option::of((0..6_u32, 0..4000_i64));
     let times = (0..3000_i64, prop::option::of(0..4000_i64), prop::option::weighted(0.2, 0..3000_i64));
-    (select(State::ALL.to_vec()), 0..6_u32, 0..=MAX_ATTEMPTS, lease, times, prop::option::of(0..6_u32), 0..50_u64).prop_map(
-        |(state, fence, attempt, lease, (not_before, deadline, cancel), finished_by, version)| {
-            let mut job = queued(1, 0);
+    let notice = (any::<bool>(), prop::option::of(0..4_u32));
+    (select(State::ALL.to_vec()), 0..6_u32, 0..=MAX_ATTEMPTS, lease, times, prop::option::of(0..6_u32), 0..50_u64, notice)
+        .prop_map(|(state, fence, attempt, lease, (not_before, deadline, cancel), finished_by, version, (has_url, notice))| {
+            let mut job = watched(has_url);
+            job.notice = notice.filter(|_| has_url && state.is_final()).map(|attempts| Notice { attempts, due: at(0) });
             job.state = state;
             job.fence = Fence(fence);
             job.attempt = attempt;
@@ -113,8 +118,14 @@ fn any_record() -> impl Strategy<Value = JobRecord> {
                 job.lease = None;
             }
             job
-        },
-    )
+        })
+}
+
+/// A queued job, whose owner asked to be told of its end or did not.
+fn watched(has_url: bool) -> JobRecord {
+    let mut job = queued(1, 0);
+    job.request.notify_url = has_url.then(|| "https://hooks.example/done".to_owned());
+    job
 }
 
 fn verb_of(step: &Step, who: Who, job: &JobRecord, now: i64) -> Verb {
@@ -147,6 +158,15 @@ fn verb_of(step: &Step, who: Who, job: &JobRecord, now: i64) -> Verb {
             Verb::Finish { claim, fence, finish: Box::new(finish) }
         }
         Step::Cancel => Verb::Cancel,
+        Step::Notified(wait) => {
+            let tried = job.notice.as_ref().map_or(0, |notice| notice.attempts);
+            let attempts = match who {
+                Who::Holder => tried,
+                Who::OldFence => tried.wrapping_sub(1),
+                Who::OtherClaim => tried + 1,
+            };
+            Verb::Notified { attempts, next: wait.map(|wait| at(now + wait)), note: "503".to_owned() }
+        }
     }
 }
 
@@ -165,8 +185,25 @@ fn check(before: &JobRecord, verb: &Verb, now: Timestamp, answer: &Result<Change
     let holds = |(claim, fence): (ClaimId, Fence)| {
         !before.state.is_final() && before.fence == fence && before.lease.as_ref().is_some_and(|lease| lease.claim == claim)
     };
+    if let Verb::Notified { attempts, .. } = verb {
+        let is_next = before.notice.as_ref().is_some_and(|notice| notice.attempts == *attempts);
+        assert_eq!(answer.is_ok(), is_next, "of two notifiers only one counts");
+    }
     let Ok(change) = answer else { return };
     let after = &change.job;
+    if let Verb::Notified { attempts, next, .. } = verb {
+        let told = JobRecord {
+            notice: next.map(|due| Notice { attempts: attempts + 1, due }),
+            version: before.version + 1,
+            updated_at: now,
+            ..before.clone()
+        };
+        assert_eq!(*after, told, "nothing else of an ended job changes");
+        assert!(before.state.is_final() && !change.refund);
+        let event = change.event.as_ref().expect("it is told");
+        assert_eq!((event.verb.as_str(), event.version, event.state), ("notify", after.version, before.state));
+        return;
+    }
     if let Some((claim, fence)) = credentials(verb)
         && !holds((claim, fence))
     {
@@ -218,6 +255,7 @@ fn check_fixed(before: &JobRecord, after: &JobRecord, verb: &Verb) {
         assert_eq!(after.cancel_at, before.cancel_at);
     }
     assert_eq!(after.attempt, before.attempt + u32::from(claimed));
+    assert_eq!(before.notice, None, "there is nothing to tell before the end");
 }
 
 fn check_lease(before: &JobRecord, after: &JobRecord, verb: &Verb, now: Timestamp) {
@@ -254,6 +292,8 @@ fn check_end(before: &JobRecord, change: &Change, verb: &Verb, now: Timestamp) {
     assert_eq!(outcome.class.state(), after.state);
     assert_eq!((&after.lease, after.completed_at), (&None, Some(now)));
     assert!(after.log_end.is_some() && after.expires_at.is_some_and(|expires| expires > now));
+    let asked = before.request.notify_url.is_some();
+    assert_eq!(after.notice, asked.then_some(Notice { attempts: 0, due: now }), "who asked is told, once it has ended");
     let passed = before.deadline.is_some_and(|deadline| now >= deadline);
     match verb {
         Verb::Finish { claim, .. } => assert_eq!(after.finished_by, Some(*claim)),
@@ -288,8 +328,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_change_of_a_life_keeps_the_rules(steps in prop::collection::vec((a_step(), who(), a_while()), 1..60)) {
-        let (mut job, mut now) = (queued(1, 0), 0);
+    fn every_change_of_a_life_keeps_the_rules(
+        has_url in any::<bool>(), steps in prop::collection::vec((a_step(), who(), a_while()), 1..60),
+    ) {
+        let (mut job, mut now) = (watched(has_url), 0);
         for (step, who, wait) in steps {
             now += wait;
             let verb = verb_of(&step, who, &job, now);
@@ -323,7 +365,7 @@ proptest! {
     #[test]
     fn an_answer_that_was_lost_is_given_again(job in any_record(), step in a_step(), now in a_moment()) {
         let verb = verb_of(&step, Who::Holder, &job, now);
-        // A repeated beat is one more beat, and a repeated reap, release or end is refused.
+        // A repeated beat is one more beat, and a repeated reap, release, end or note of a delivery is refused.
         if matches!(verb, Verb::Claim { .. } | Verb::Advance { .. } | Verb::Finish { .. })
             && let Ok(first) = apply(&job, &verb, at(now)) {
             let again = apply(&first.job, &verb, at(now + 1)).unwrap();

@@ -9,5 +9,6 @@ pub mod job;
 pub mod launch;
 pub mod launch_choice;
 pub mod metrics;
+pub mod notify;
 pub mod settings;
 pub mod trace;
