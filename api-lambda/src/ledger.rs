@@ -28,6 +28,7 @@ enum Format {
 #[into_params(parameter_in = Query)]
 pub(crate) struct LedgerParams {
     /// `yyyy-mm`, UTC; the running month by default.
+    #[param(pattern = r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
     month: Option<String>,
     /// Comes before `Accept`.
     format: Option<Format>,
@@ -41,16 +42,17 @@ pub(crate) struct LedgerParams {
 pub(crate) async fn get_ledger(
     State(state): State<ApiState>,
     // What lies under `/v1/admin` is refused to all but admins before it gets here.
-    Caller(_): Caller,
+    _: Caller,
     Query(params): Query<LedgerParams>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let format = chosen_format(params.format, &headers)?;
     let (month, _) = chosen_month(params.month.as_deref(), state.now())?;
-    let entries: Vec<LedgerLine> = state.stores.accounts.ledger(&month).await?.into_iter().map(line).collect();
+    let entries = state.stores.accounts.ledger(&month).await?;
+    let billed = entries.iter().filter(|entry| entry.voided_at.is_none()).map(|entry| entry.micro_usd).sum();
+    let entries: Vec<LedgerLine> = entries.into_iter().map(line).collect();
     if format == Format::Json {
-        let billed: f64 = entries.iter().filter(|entry| !entry.voided).map(|entry| entry.cost_usd).sum();
-        return Ok(axum::Json(Ledger { month, entries, total_usd: (billed * 1e6).round() / 1e6 }).into_response());
+        return Ok(axum::Json(Ledger { month, entries, total_usd: usd(billed) }).into_response());
     }
     let name = format!("attachment; filename=\"ckrv-ledger-{month}.csv\"");
     let headers = [(header::CONTENT_TYPE, "text/csv; charset=utf-8"), (header::CONTENT_DISPOSITION, name.as_str())];

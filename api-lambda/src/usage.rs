@@ -16,6 +16,7 @@ use crate::state::ApiState;
 #[into_params(parameter_in = Query)]
 pub(crate) struct MonthParams {
     /// `yyyy-mm`, UTC; the running month by default.
+    #[param(pattern = r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
     month: Option<String>,
 }
 

@@ -207,7 +207,7 @@ async fn a_job_that_cannot_work_is_refused_with_its_reason() {
         ("agent", json!("nobody"), 422, "unknown_agent"),
         ("best_of", json!(2), 422, "not_available"),
         ("push", json!(true), 422, "not_available"),
-        ("notify_url", json!("https://x.org"), 422, "not_available"),
+        ("notify_url", json!("http://x.org"), 422, "invalid_notify_url"),
         ("max_cost_usd", json!(0), 422, "invalid_max_cost"),
         ("timeout_seconds", json!(0), 422, "invalid_timeout"),
         ("labels", Value::Object(many), 422, "too_many_labels"),

@@ -59,6 +59,9 @@ pub struct RunArgs {
     /// Stop the job when it has cost this much, in US dollars
     #[arg(long, value_name = "USD")]
     pub max_cost: Option<f64>,
+    /// Tell this https URL when the job has ended (see `ckrv cloud webhook-secret`)
+    #[arg(long, value_name = "URL", requires = "cloud")]
+    pub notify: Option<String>,
     /// Makes the same call twice start one job only
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -120,7 +123,7 @@ fn request(args: &RunArgs, root: Option<&Path>, app: &App) -> Result<CreateJob, 
         labels,
         push: None,
         max_cost_usd: args.max_cost,
-        notify_url: None,
+        notify_url: args.notify.clone(),
         spec_name: name,
     })
 }
