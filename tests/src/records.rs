@@ -57,6 +57,13 @@ impl Records {
         (changed == 1).then_some(()).context("there is no such job")
     }
 
+    /// Makes a stored secret a reference to a secrets manager.
+    pub fn refer(&self, secret: &str, reference: &str) -> Result<()> {
+        let sql = "UPDATE accounts SET record = json_set(record, '$.value', json_object('reference', ?2)) WHERE kind = 'secret' AND name = ?1";
+        let changed = self.database.execute(sql, [secret, reference])?;
+        (changed == 1).then_some(()).context("there is no such secret")
+    }
+
     /// Everything of one job.
     pub fn stored(&self, id: &str) -> Result<Stored> {
         let mut rows = BTreeMap::new();

@@ -2,7 +2,7 @@
 
 use ckrv_adapter_sdk::{
     Adapter, ContainerSpec, Decision, Descriptor, EgressRule, Error, Events, ExitStatus, File, Job, Outcome, OutputLine, PastRun,
-    Phase, Place, Resources, Stop, StopSignal, Transcript, Watchdog, env, export_adapter,
+    Phase, Place, Resources, Stop, StopSignal, Transcript, Usage, Watchdog, env, export_adapter,
 };
 
 /// The adapter.
@@ -64,6 +64,8 @@ impl Adapter for Hostile {
             extra: vec![],
         };
         match behaviour(job) {
+            // The prompt is its script.
+            "cost" => plan.args = vec!["-c".into(), job.prompt.clone()],
             "plan-trap" => panic!("this adapter traps on purpose"),
             "plan-loop" => for_ever(),
             "plan-memory" => eat_memory(),
@@ -85,20 +87,34 @@ impl Adapter for Hostile {
         if behaviour(job) == "next-loop" {
             for_ever();
         }
-        Ok(Decision::Stop("hostile".into()))
+        Ok(if behaviour(job) == "cost" { Decision::Advance } else { Decision::Stop("hostile".into()) })
     }
 }
 
-/// Traps, loops or eats memory on a line that says so; `once` traps only in a transcript that saw another line as its first.
+/// Traps, loops or eats memory on a line that says so; `once` traps only in a transcript that saw another line as its first. With `cost`
+/// a line `cost MICRO_USD` costs at once, and `late MICRO_USD` with the result.
 #[derive(Debug)]
 pub struct HostileTranscript {
     behaviour: String,
     lines: usize,
+    late: Option<u32>,
+}
+
+fn cost(micro_usd: u32) -> Usage {
+    Usage {
+        model: None,
+        input_tokens: 1,
+        output_tokens: 1,
+        cache_read_tokens: 0,
+        cache_write_tokens: 0,
+        cost_micro_usd: Some(micro_usd),
+        turns: 1,
+    }
 }
 
 impl Transcript for HostileTranscript {
     fn start(job: Job, _checkpoint: Option<Vec<u8>>) -> Self {
-        Self { behaviour: behaviour(&job).into(), lines: 0 }
+        Self { behaviour: behaviour(&job).into(), lines: 0, late: None }
     }
 
     fn line(&mut self, line: OutputLine, events: &mut Events) {
@@ -115,9 +131,19 @@ impl Transcript for HostileTranscript {
             }
         }
         events.message("stdout", &line.text);
+        if self.behaviour == "cost" {
+            match line.text.split_once(' ') {
+                Some(("cost", micro)) => events.usage(cost(micro.parse().unwrap_or_default())),
+                Some(("late", micro)) => self.late = micro.parse().ok(),
+                _ => {}
+            }
+        }
     }
 
-    fn finish(&mut self, exit: &ExitStatus, _events: &mut Events) -> (Outcome, String) {
+    fn finish(&mut self, exit: &ExitStatus, events: &mut Events) -> (Outcome, String) {
+        if let Some(micro_usd) = self.late {
+            events.usage(cost(micro_usd));
+        }
         if self.behaviour == "finish-trap" {
             panic!("this adapter traps on purpose");
         }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::Context;
 use super::collect::collect;
 use super::failure::Failure;
-use super::output::{Reader, add_usage, write_event};
+use super::output::{Reader, add_usage, over_limit, write_event};
 use super::plan::{Agent, Planned, blocking, plan, seconds_left};
 use super::prepare::Prepared;
 use super::sandbox::{Place, Sandbox, out_of_memory};
@@ -115,6 +115,10 @@ async fn run_once(
     sandbox: &mut Sandbox,
     facts: &mut Facts,
 ) -> Result<(ExitStatus, Verdict), Failure> {
+    let max_cost = context.view.job.request.max_cost_micro_usd;
+    if over_limit(&facts.usage, max_cost) {
+        return Err(cost_limit(facts, max_cost, "another run was not begun"));
+    }
     let spec = run_spec(context, planned, sandbox).await?;
     let adapter = std::sync::Arc::clone(&agent.adapter);
     let job = planned.job.clone();
@@ -125,9 +129,10 @@ async fn run_once(
         log: context.log.clone(),
         file: transcript_file(context)?,
         usage: facts.usage.clone(),
-        max_cost: context.view.job.request.max_cost_micro_usd,
+        max_cost,
         over: cost,
         session: None,
+        has_result: false,
     };
     let reading = tokio::spawn(reader.read(transcript, receiver));
     let stopper = sandbox.session.stopper();
@@ -147,10 +152,7 @@ async fn run_once(
         Err(error) => return Err(sandbox.failure(error).await),
     };
     if *over_cost.borrow() {
-        return Err(Failure::Ends(
-            Outcome::new(OutcomeClass::CostLimit, "the job reached its cost limit and was stopped")
-                .hint("raise it with `--max-cost`"),
-        ));
+        return Err(cost_limit(facts, max_cost, "the agent was stopped"));
     }
     if ended.record.leftovers > 0 {
         context.log.info("ckrv", format!("{} processes that the agent left behind were ended", ended.record.leftovers));
@@ -174,7 +176,29 @@ async fn run_once(
         add_usage(&mut facts.usage, &event.1);
     }
     agent.session = read.session.or(agent.session.take());
+    if over_limit(&facts.usage, max_cost) {
+        // Agents that watch the limit themselves give up at it, and say the cost with their last word.
+        if verdict.outcome != RunOutcome::Success {
+            return Err(cost_limit(facts, max_cost, "the agent ended without success"));
+        }
+        // It has ended by itself: what there is to be saved is its work.
+        let (cost, max) = amounts(facts, max_cost);
+        context.log.warn("ckrv", format!("the agent cost {cost}, more than the job's limit of {max}; it had ended by then"));
+    }
     Ok((exit, verdict))
+}
+
+fn cost_limit(facts: &Facts, max_cost: Option<u64>, then: &str) -> Failure {
+    let (cost, max) = amounts(facts, max_cost);
+    let message = format!("the job passed its cost limit: its agent has cost {cost} of at most {max}; {then}");
+    Failure::Ends(Outcome::new(OutcomeClass::CostLimit, message).hint(
+        "nothing was published; submit it again with a higher `--max-cost`, or a smaller spec (`ckrv retry` keeps the limit)",
+    ))
+}
+
+fn amounts(facts: &Facts, max_cost: Option<u64>) -> (String, String) {
+    let dollars = |micro: u64| format!("${:.4}", micro as f64 / 1e6);
+    (dollars(facts.usage.cost_micro_usd.unwrap_or_default()), dollars(max_cost.unwrap_or_default()))
 }
 
 fn transcript_file(context: &Context) -> Result<std::fs::File, Failure> {

@@ -55,8 +55,8 @@ impl From<GatewayError> for Failure {
             // The runner's next step was refused before the news of the cancel had reached it.
             GatewayError::Denied(Denial::Refused(Refusal::CancelRequested)) => Self::Ends(machine::cancelled()),
             GatewayError::Denied(Denial::Missing(what)) => Self::Ends(
-                Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more"))
-                    .hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`"),
+                Outcome::new(OutcomeClass::Policy, format!("{what} does not exist any more, or this service may not read it"))
+                    .hint("see `ckrv cloud credentials list` and `ckrv cloud secrets list`; what a reference names must be in the secrets manager"),
             ),
             error => Self::infrastructure("the gateway", &error),
         }

@@ -25,6 +25,8 @@ pub struct Reader {
     pub max_cost: Option<u64>,
     pub over: tokio::sync::watch::Sender<bool>,
     pub session: Option<String>,
+    /// The agent has said how its run ended: whatever it cost, there is nothing left to stop.
+    pub has_result: bool,
 }
 
 /// What was read.
@@ -82,14 +84,13 @@ impl Reader {
         }
         for (_, event) in events {
             add_usage(&mut self.usage, &event);
-            if let AgentEvent::RunResult { session_id: Some(session), .. } = &event {
-                self.session = Some(session.clone());
+            if let AgentEvent::RunResult { session_id, .. } = &event {
+                self.has_result = true;
+                self.session = session_id.clone().or(self.session.take());
             }
             write_event(&self.log, event);
         }
-        if let (Some(max), Some(cost)) = (self.max_cost, self.usage.cost_micro_usd)
-            && cost > max
-        {
+        if !self.has_result && over_limit(&self.usage, self.max_cost) {
             self.over.send_replace(true);
         }
         Ok(transcript)
@@ -107,6 +108,11 @@ impl Reader {
             }
         }
     }
+}
+
+/// Whether the agents of a job have cost more than it may.
+pub fn over_limit(usage: &Usage, max_cost: Option<u64>) -> bool {
+    max_cost.zip(usage.cost_micro_usd).is_some_and(|(max, cost)| cost > max)
 }
 
 fn numbered(lines: Vec<launch::Line>, seq: &mut u32) -> Vec<OutputLine> {
