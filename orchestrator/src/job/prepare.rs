@@ -1,7 +1,7 @@
 //! Prepare: clone, pin the base commit, name the feature branch.
 
-use ckrv_core::job::{Facts, Outcome, OutcomeClass};
 use ckrv_core::address::is_public;
+use ckrv_core::job::{Facts, Outcome, OutcomeClass};
 use ckrv_core::repo_url::host_is_private;
 use secrecy::ExposeSecret;
 
