@@ -51,7 +51,7 @@ pub(crate) struct UpdateUser {
     disabled: Option<bool>,
     tier: Option<Tier>,
     /// `user` or `admin`. Where the identity provider's group decides, the next sign-in sets it anew.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^(user|admin)$")]
     role: Option<Role>,
 }
 
@@ -60,6 +60,7 @@ pub(crate) struct UpdateUser {
 #[into_params(parameter_in = Query)]
 pub(crate) struct AuditParams {
     /// `yyyy-mm-dd`, UTC; today by default.
+    #[param(value_type = Option<String>, format = Date)]
     day: Option<String>,
 }
 

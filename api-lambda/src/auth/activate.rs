@@ -9,6 +9,7 @@ use ckrv_core::id::UserId;
 use ckrv_store::{DeviceLogin, DeviceState};
 use serde::Deserialize;
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::audit::{ANONYMOUS, Origin, Who, audit};
 use crate::auth::owner_code::CodeError;
@@ -28,6 +29,17 @@ pub(crate) struct ShowParams {
     user_code: String,
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "tells the document what the page's form sends")]
+struct ActivationForm {
+    user_code: String,
+    /// Needed to approve.
+    owner_code: Option<String>,
+    csrf: String,
+    /// `approve` or `deny`.
+    action: String,
+}
+
 /// The page on which a login is confirmed.
 #[utoipa::path(get, path = "/activate", tag = "auth", security(()), params(("user_code" = Option<String>, Query)),
     responses((status = 200, description = "The page", body = String, content_type = "text/html")))]
@@ -42,7 +54,7 @@ pub(crate) async fn show_activation(
 }
 
 /// What the page's buttons send.
-#[utoipa::path(post, path = "/activate", tag = "auth", security(()),
+#[utoipa::path(post, path = "/activate", tag = "auth", security(()), request_body(content = ActivationForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, description = "Approved or denied", body = String, content_type = "text/html"),
         (status = 403, description = "A wrong code, or the form is not ours", body = String, content_type = "text/html"),
         (status = 404, description = "No login waits under this code", body = String, content_type = "text/html"),

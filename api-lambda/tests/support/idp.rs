@@ -59,7 +59,11 @@ impl Idp {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let issuer = format!("http://{}", listener.local_addr().unwrap());
         let key = |index: usize| {
-            let pem = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
+            // PKCS #8 around 32 random bytes.
+            let start = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+            let der = [start.as_slice(), &rand::random::<[u8; 32]>()].concat();
+            let base64 = base64::engine::general_purpose::STANDARD.encode(der);
+            let pem = format!("-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n");
             CoreEdDsaPrivateSigningKey::from_ed25519_pem(&pem, Some(JsonWebKeyId::new(format!("key-{index}")))).unwrap()
         };
         let behaviour = Arc::new(Mutex::new(Behaviour {

@@ -63,11 +63,14 @@ impl FromStr for Scope {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateServiceToken {
-    /// For its owner to know it by; 1 to 100 characters.
+    /// For its owner to know it by; one line of 1 to 100 characters.
+    #[schema(max_length = 100, pattern = r"^[^\s\x00-\x20\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$")]
     pub name: String,
+    #[schema(min_items = 1)]
     pub scopes: Vec<Scope>,
     /// Days until it ends by itself; without it, it is good until it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 3650)]
     pub expires_in_days: Option<u32>,
 }
 
@@ -126,6 +129,7 @@ pub struct SessionList {
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 pub struct RevokeRequest {
     /// A refresh token, an access token or a service token.
+    #[schema(min_length = 1)]
     pub token: String,
     /// Taken and not needed: our tokens say themselves what they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]

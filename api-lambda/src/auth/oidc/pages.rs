@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ckrv_store::{DeviceLogin, DeviceState, User};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::account::sign_in;
 use super::cookie::{self, SignIn, Stage};
@@ -26,13 +27,34 @@ pub(crate) struct CallbackParams {
     error: Option<String>,
 }
 
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "tells the document what the page's form sends")]
+struct StartForm {
+    user_code: String,
+    /// A provider's name.
+    issuer: String,
+    csrf: String,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "tells the document what the page's form sends")]
+struct ConfirmForm {
+    csrf: String,
+    /// `approve` or `deny`.
+    action: String,
+}
+
 /// Sends the browser to an identity provider.
-#[utoipa::path(post, path = "/activate/oidc/start", tag = "auth", security(()),
+#[utoipa::path(post, path = "/activate/oidc/start", tag = "auth", security(()), request_body(content = StartForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 303, description = "To the identity provider"),
         (status = 403, description = "The form is not ours", body = String, content_type = "text/html"),
         (status = 404, description = "No such provider, or no login waits under this code", body = String, content_type = "text/html"),
         (status = 502, description = "The provider does not answer", body = String, content_type = "text/html")))]
-pub(crate) async fn start_sign_in(State(state): State<ApiState>, headers: HeaderMap, form: FormBody) -> Result<Response, ApiError> {
+pub(crate) async fn start_sign_in(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    form: FormBody,
+) -> Result<Response, ApiError> {
     require_accept(&headers, &["text/html"])?;
     if !activate::is_own_form(&state, &headers, &form) {
         return Ok(forms::too_old());
@@ -139,7 +161,7 @@ pub(crate) async fn show_confirmation(State(state): State<ApiState>, headers: He
 }
 
 /// The answer to the question.
-#[utoipa::path(post, path = "/activate/oidc/confirm", tag = "auth", security(()),
+#[utoipa::path(post, path = "/activate/oidc/confirm", tag = "auth", security(()), request_body(content = ConfirmForm, content_type = "application/x-www-form-urlencoded"),
     responses((status = 200, description = "Approved or denied", body = String, content_type = "text/html"),
         (status = 400, description = "Nobody signed in in this browser", body = String, content_type = "text/html"),
         (status = 403, description = "The form is not ours", body = String, content_type = "text/html"),
