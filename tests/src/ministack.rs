@@ -103,10 +103,18 @@ pub struct Caller {
 }
 
 /// What a service answered.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Answer {
     pub status: u16,
     pub body: String,
+}
+
+/// What was answered well may be a secret or a key: only a refusal is shown.
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let body = if self.done() { "(not shown)" } else { &self.body };
+        f.debug_struct("Answer").field("status", &self.status).field("body", &body).finish()
+    }
 }
 
 impl Answer {
@@ -121,7 +129,7 @@ impl Answer {
 
     pub fn json(&self) -> Result<Value> {
         ensure!(self.done(), "{self:?}");
-        serde_json::from_str(&self.body).with_context(|| format!("no JSON: {}", self.body))
+        serde_json::from_str(&self.body).context("an answer that is no JSON")
     }
 }
 
