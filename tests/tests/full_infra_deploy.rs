@@ -219,12 +219,16 @@ async fn deleted_stacks_leave_the_data_and_take_the_rest() -> Result<()> {
     stacks.deploy(&[]).await?;
     let outputs = stacks.ministack.outputs(&stacks.data).await?;
     let role = stacks.output(&stacks.api, "ApiRoleArn").await?;
+    let used = stacks.delete(&stacks.data).await;
+    assert!(used.is_err_and(|error| error.to_string().contains("is imported by")), "the data is in use");
     stacks.delete(&stacks.api).await?;
     let role = stacks.json(&["iam", "get-role", "--role-name", role.rsplit('/').next().unwrap_or_default()]).await;
     assert!(role.is_err_and(|error| error.to_string().contains("NoSuchEntity")));
     stacks.delete(&stacks.data).await?;
     let table = stacks.json(&["dynamodb", "describe-table", "--table-name", &outputs["TableName"]]).await?;
     assert_eq!(table["Table"]["DeletionProtectionEnabled"], true);
+    let delete = stacks.json(&["dynamodb", "delete-table", "--table-name", &outputs["TableName"]]).await;
+    assert!(delete.is_err_and(|error| error.to_string().contains("protected against deletion")));
     stacks.json(&["s3api", "list-objects-v2", "--bucket", &outputs["BucketName"]]).await?;
     let policy = stacks.ministack.aws(&["s3api", "get-bucket-policy", "--bucket", &outputs["BucketName"]]).await?;
     assert!(policy.contains("aws:SecureTransport"), "{policy}");

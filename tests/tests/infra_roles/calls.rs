@@ -95,7 +95,6 @@ fn items(table: &str) -> Vec<Row> {
         body
     };
     let transact = |item: Value| dynamodb("DynamoDB_20120810.TransactWriteItems", json!({ "TransactItems": [item] }));
-    let absent = json!("attribute_not_exists(PK)");
     let queue = json!({ ":q": { "S": "READY#00" } });
     let user = json!({ ":u": { "S": "U#1" } });
     vec![
@@ -115,13 +114,6 @@ fn items(table: &str) -> Vec<Row> {
             "UpdateItem",
             dynamodb("DynamoDB_20120810.UpdateItem", on(json!({ "Key": item_key() }))),
             Some("Items dynamodb:UpdateItem"),
-        ),
-        row(
-            "ConditionCheck in a transaction",
-            transact(
-                json!({ "ConditionCheck": on(json!({ "Key": { "PK": { "S": "none" }, "SK": { "S": "none" } }, "ConditionExpression": absent })) }),
-            ),
-            Some("Items dynamodb:ConditionCheckItem"),
         ),
         row(
             "Query of the table",
@@ -155,7 +147,12 @@ fn tables_refused(scene: &Scene, table: &str) -> Vec<Row> {
     let checks = json!([{ "Put": { "TableName": other, "Item": item_key() } }]);
     let scan = dynamodb("DynamoDB_20120810.Scan", json!({ "TableName": other }));
     let unprotect = json!({ "TableName": table, "DeletionProtectionEnabled": true });
+    let batch = json!({ "RequestItems": { table: [{ "PutRequest": { "Item": item_key() } }] } });
+    let check = json!({ "TableName": table, "Key": item_key(), "ConditionExpression": "attribute_not_exists(flag1)" });
+    let check = json!({ "TransactItems": [{ "ConditionCheck": check }] });
     let mut rows = vec![
+        row("BatchWriteItem", dynamodb("DynamoDB_20120810.BatchWriteItem", batch), None),
+        row("ConditionCheck in a transaction", dynamodb("DynamoDB_20120810.TransactWriteItems", check), None),
         row("GetItem of another table", get(other), None),
         row("PutItem into another table", put, None),
         row(
@@ -277,12 +274,10 @@ pub fn api(scene: &Scene) -> Result<Vec<Row>> {
         let resource = format!("arn:aws:logs:{REGION}:{}:log-group:{group}:log-stream:one", scene.account);
         Call::Simulated { action, resource, context: vec![] }
     };
-    let batch = json!({ "RequestItems": { table: [{ "PutRequest": { "Item": item_key() } }] } });
     let mut rows = items(table);
     rows.extend([
         row("Scan", dynamodb("DynamoDB_20120810.Scan", json!({ "TableName": table })), Some("UserList dynamodb:Scan")),
         row("Scan of the index", dynamodb("DynamoDB_20120810.Scan", index), None),
-        row("BatchWriteItem", dynamodb("DynamoDB_20120810.BatchWriteItem", batch), None),
         row("PutObject", s3("PUT", bucket, "/jobs/two"), Some("Objects s3:PutObject")),
         row("GetObject", s3("GET", bucket, "/jobs/one"), Some("Objects s3:GetObject")),
         row("DeleteObject", s3("DELETE", bucket, "/jobs/three"), None),
@@ -314,12 +309,10 @@ pub fn api(scene: &Scene) -> Result<Vec<Row>> {
 
 pub fn dispatcher(scene: &Scene) -> Result<Vec<Row>> {
     let (table, bucket, key) = (scene.data("TableName")?, scene.data("BucketName")?, scene.data("KeyArn")?);
-    let batch = json!({ "RequestItems": { table: [{ "PutRequest": { "Item": item_key() } }] } });
     let without_context = json!({ "CiphertextBlob": scene.sealed["ckrv"] });
     let (users, shared) = (format!("ckrv/users/{}/x", scene.id), format!("ckrv/shared/{}/x", scene.id));
     let mut rows = items(table);
     rows.extend([
-        row("BatchWriteItem", dynamodb("DynamoDB_20120810.BatchWriteItem", batch), Some("Items dynamodb:BatchWriteItem")),
         row("Scan", dynamodb("DynamoDB_20120810.Scan", json!({ "TableName": table })), None),
         row("PutObject", s3("PUT", bucket, "/jobs/two"), Some("Objects s3:PutObject")),
         row("GetObject", s3("GET", bucket, "/jobs/one"), Some("Objects s3:GetObject")),
