@@ -130,7 +130,7 @@ async fn without_leave_of_the_policy_no_webhook_leads_inward_or_in_the_clear() -
     for (url, reason) in [("http://ci.example.com/hook", "https"), ("https://127.0.0.1/hook", "private address")] {
         let ran = scene.ckrv(&["run", "--cloud", "--json", "--notify", url, &spec]).await?;
         let (code, said) = error(&ran)?;
-        assert_eq!((code, &said["code"]), (2, &"invalid_notify_url".into()), "{said}");
+        assert_eq!((code, &said["code"]), (1, &"invalid_notify_url".into()), "{said}");
         assert!(said.to_string().contains(reason), "{said}");
     }
     let ran = scene.ckrv(&["run", "--notify", "https://ci.example.com/hook", &spec]).await?;

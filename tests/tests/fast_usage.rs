@@ -83,7 +83,7 @@ async fn tiers_are_configuration_and_what_is_beyond_them_is_in_usage_and_ledger(
     let json = scene.ckrv(&["cloud", "usage", "--all", "--format", "json"]).await?.json()?;
     assert_eq!((&json["total_usd"], &json["entries"][0]["job"]), (&0.5.into(), &second.into()));
     let (code, said) = error(&scene.ckrv(&["cloud", "usage", "--json", "--month", "2026-13"]).await?)?;
-    assert_eq!((code, &said["code"]), (2, &"invalid_month".into()), "{said}");
+    assert_eq!((code, &said["code"]), (1, &"invalid_month".into()), "{said}");
     Ok(())
 }
 
@@ -101,7 +101,7 @@ async fn bad_input_a_reference_that_leads_nowhere_ends_the_job_with_what_to_do()
     let scene = scene("").await?;
     let refused =
         scene.ckrv(&["cloud", "secrets", "add", "anthropic-api-key", "--reference", "aws-ssm:/ckrv/shared/key"]).await?;
-    assert!(refused.code == 2 && refused.stderr.contains("no secrets manager"), "{refused:?}");
+    assert!(refused.code == 1 && refused.stderr.contains("no secrets manager"), "{refused:?}");
     // As after a move from a service that has one.
     scene.user.run_with_input(scene.folder(), &["cloud", "secrets", "add", "anthropic-api-key"], b"sk-x").await?.ok()?;
     Records::open(&scene.server.data())?.refer("anthropic-api-key", "aws-ssm:/ckrv/shared/key")?;
