@@ -26,7 +26,8 @@ const TABLE_OPERATION: Duration = Duration::from_secs(5);
 /// A key operation crosses one more network than DynamoDB's, and Secrets Manager calls KMS itself.
 const VAULT_ATTEMPT: Duration = Duration::from_secs(3);
 const VAULT_OPERATION: Duration = Duration::from_secs(10);
-/// The biggest artifact is 64 MB: at 2 MB/s, what a small machine shares of its network, that is half a minute.
+/// Up to an answer's first byte; a body that stands still is ended by the SDK's protection against stalled streams. Puts and deletions set
+/// their own, by size.
 const BLOB_ATTEMPT: Duration = Duration::from_secs(40);
 const BLOB_OPERATION: Duration = Duration::from_secs(120);
 /// The first and two more. What is still refused then is throttled for longer than a request should wait.
