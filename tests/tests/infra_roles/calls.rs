@@ -290,7 +290,12 @@ pub fn api(scene: &Scene) -> Result<Vec<Row>> {
         ),
         row("a data key for another app", data_key(key, json!({ "app": "other" })), None),
         row("Decrypt", decrypt(scene, "ckrv"), None),
-        row("the server key", get_secret(server_key), Some("ServerKey secretsmanager:GetSecretValue")),
+        row("the server key", get_secret(server_key), Some("OwnSecrets secretsmanager:GetSecretValue 1")),
+        row(
+            "the identity provider's client secret",
+            get_secret(&scene.sign_in),
+            Some("OwnSecrets secretsmanager:GetSecretValue 2"),
+        ),
         row("a user's secret", get_secret(&format!("ckrv/users/{}/x", scene.id)), None),
         row("a user's parameter", parameter(&format!("/ckrv/users/{}/x", scene.id)), None),
         row("CreateLogStream", stream("logs:CreateLogStream", log), Some("Logs logs:CreateLogStream")),

@@ -14,6 +14,8 @@ pub struct Scene {
     pub account: String,
     data: BTreeMap<String, String>,
     api: BTreeMap<String, String>,
+    /// The ARN of the identity provider's client secret.
+    pub sign_in: String,
     pub other_table: String,
     pub other_bucket: String,
     pub other_key: String,
@@ -31,15 +33,29 @@ impl Scene {
         let data = ministack.outputs(&data_stack).await?;
         let bucket = data.get("BucketName").context("no bucket")?;
         done(root.s3("PUT", &format!("/{bucket}/code/stub.zip"), "stub")).await?;
-        let parameters =
-            [("DataStack", data_stack.as_str()), ("CodeKey", "code/stub.zip"), ("Release", "first"), ("DispatcherTrust", "Ec2")];
+        let sign_in = json!({ "Name": format!("sign-in/{id}"), "SecretString": "client" });
+        let sign_in = done(root.json("secretsmanager", "secretsmanager.CreateSecret", &sign_in)).await?;
+        let sign_in = sign_in["ARN"].as_str().context("no secret")?.to_owned();
+        let own = [("DataStack", data_stack.as_str()), ("CodeKey", "code/stub.zip"), ("Release", "first")];
+        let parameters = [own.as_slice(), &[("DispatcherTrust", "Ec2"), ("SignInSecretArn", &sign_in)]].concat();
         ministack.deploy(&api_stack, &templates().join("api.yaml"), &parameters).await?;
         let api = ministack.outputs(&api_stack).await?;
         let account = api.get("ApiRoleArn").and_then(|arn| arn.split(':').nth(4)).context("no account")?.to_owned();
         let (other_table, other_bucket) = (format!("{id}-other"), format!("{id}-other"));
         let sealed = BTreeMap::new();
-        let mut scene =
-            Self { ministack, root, id, account, data, api, other_table, other_bucket, other_key: String::new(), sealed };
+        let mut scene = Self {
+            ministack,
+            root,
+            id,
+            account,
+            data,
+            api,
+            sign_in,
+            other_table,
+            other_bucket,
+            other_key: String::new(),
+            sealed,
+        };
         scene.fill().await?;
         Ok(scene)
     }
