@@ -18,8 +18,19 @@ pub struct Args {
 }
 
 /// The soak tests are `#[ignore]`d for `cargo test`; here they are all that runs. They print their figures.
-const TESTS: [&str; 9] =
-    ["test", "--quiet", "--workspace", "--test", "fast_soak", "--", "soak", "--include-ignored", "--nocapture"];
+const TESTS: [&str; 11] = [
+    "test",
+    "--quiet",
+    "--workspace",
+    "--features",
+    "ckrv-api/lambda",
+    "--test",
+    "fast_soak",
+    "--",
+    "soak",
+    "--include-ignored",
+    "--nocapture",
+];
 
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::setup::Bench;
 use crate::steps::{self, Steps, say};
+use crate::workspace::FEATURES;
 use crate::{checks, package, setup, wasm, workspace};
 
 #[derive(clap::Args)]
@@ -19,9 +20,6 @@ pub struct Args {
 
 /// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
 const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
-
-/// The function is a binary behind a feature. It is on for everything that a test run builds, so that all is built once.
-const FEATURES: [&str; 2] = ["--features", "ckrv-api/lambda"];
 
 /// End-to-end scenarios that say nothing of how things are stored.
 const ON_AWS: [&str; 6] = ["fast_stories", "fast_jobs", "fast_pull", "fast_follow", "full_git", "full_agents"];

@@ -55,7 +55,10 @@ pub fn check(root: &Path) -> Result<()> {
         ));
     }
     let mut golden = crate::workspace::cargo();
-    golden.args(["test", "--quiet", "--workspace", "--test", "golden"]).env("CKRV_ADAPTERS_DIR", fresh.path());
+    golden
+        .args(["test", "--quiet", "--workspace", "--test", "golden"])
+        .args(crate::workspace::FEATURES)
+        .env("CKRV_ADAPTERS_DIR", fresh.path());
     steps::run(&mut golden)
 }
 

@@ -20,10 +20,13 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Builds one of our debug binaries, and returns its path. `--workspace` and not `--package`: cargo gives dependencies the features that the
-/// selected packages want, and would compile most of them once more for each selection.
+/// What every debug build of xtask selects, by `--workspace` and these: cargo gives dependencies the features that the selection wants, and
+/// would compile most of them once more for another one. The Lambda function is a binary behind a feature.
+pub const FEATURES: [&str; 2] = ["--features", "ckrv-api/lambda"];
+
+/// Builds one of our debug binaries, and returns its path.
 pub fn build(binary: &str) -> Result<PathBuf> {
-    steps::run(cargo().args(["build", "--quiet", "--workspace", "--bin", binary]))?;
+    steps::run(cargo().args(["build", "--quiet", "--workspace", "--bin", binary]).args(FEATURES))?;
     Ok(target_dir()?.join("debug").join(binary))
 }
 
