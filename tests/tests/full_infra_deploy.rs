@@ -71,6 +71,9 @@ impl Stacks {
     }
 }
 
+/// Parameters, and what must then stand in the trust policy.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 /// A zip of no files: an end record with this comment, which makes each one's hash its own.
 fn empty_zip(comment: &str) -> String {
     let length = char::from(u8::try_from(comment.len()).unwrap_or_default());
@@ -187,7 +190,7 @@ async fn an_http_api_has_a_named_stage_and_there_is_no_function_url() -> Result<
 async fn the_dispatchers_role_trusts_what_was_asked_for() -> Result<()> {
     let stacks = Stacks::new().await?;
     let provider = "arn:aws:iam::000000000000:oidc-provider/oidc.eks.us-east-1.amazonaws.com/id/ABC";
-    let cases: [(&[(&str, &str)], &[&str]); 3] = [
+    let cases: [Case<'_>; 3] = [
         (&[], &["pods.eks.amazonaws.com", "sts:TagSession", "kubernetes-service-account\":\"ckrv-dispatcher\"", ":cluster/*"]),
         (
             &[("DispatcherTrust", "Irsa"), ("OidcProviderArn", provider), ("KubernetesNamespace", "jobs")],
