@@ -206,7 +206,7 @@ impl Sandbox {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_whitespace().nth(1).or_else(|| line.split_whitespace().next())?.parse().ok()
+            line.split_whitespace().next()?.parse().ok()
         };
         let kib = |name: &str| field(name).with_context(|| format!("no {name}"));
         Ok((kib("VmRSS:")?, kib("VmHWM:")?))

@@ -139,7 +139,7 @@ async fn bodies_come_and_go_in_every_form() -> Result<()> {
         let long = format!(r#"{{"git_repo_url":"https://github.com/o/r.git","spec_content":"{}"}}"#, "x".repeat(2 * 1024 * 1024));
         assert_problem(&ask(&sandbox, &event("POST", "/v1/jobs", &token, Some(&long))?).await?, 413, "body_too_large");
         let spec = format!(r#"{{"git_repo_url":"https://github.com/o/r.git","spec_content":"{}"}}"#, "x".repeat(1024 * 1024));
-        assert_problem(&ask(&sandbox, &event("POST", "/v1/jobs", &token, Some(&spec))?).await?, 422, "invalid_spec");
+        assert_problem(&ask(&sandbox, &event("POST", "/v1/jobs", &token, Some(&spec))?).await?, 413, "spec_too_large");
 
         let mut binary = event("POST", "/v1/auth/device", "", None)?;
         binary["headers"]["content-type"] = "application/json".into();
