@@ -68,7 +68,7 @@ pub async fn explain(error: CliError, text: &str, client: &Client) -> CliError {
             message: format!("Job not found: {text} has expired"),
             ..error.hint("results and logs are kept for 7 days; `ckrv list` shows the jobs that are left")
         },
-        (Kind::NotFound, _) => not_found(text, client).await,
+        (Kind::NotFound, _) => CliError { request_id: error.request_id, ..not_found(text, client).await },
         _ => error,
     }
 }
