@@ -7,14 +7,14 @@
 //! again: in the item that comes back where the condition of its repetition fails, or by reading back.
 
 use aws_sdk_dynamodb::types::TransactWriteItem;
-use ckrv_core::id::JobId;
+use ckrv_core::id::{Fence, JobId};
 use ckrv_core::job::{JobEvent, JobRecord, State};
 use ckrv_core::log::Cursor;
 use ckrv_core::machine::{self, Change, Verb};
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use super::edit::{Edit, Met, Sent, back_off, put};
+use super::edit::{Edit, Met, Sent, Tries, put};
 use super::jobs::AwsJobs;
 use super::meta::{EVENTS, LEASE_UNTIL, Mark, Meta, PACKED, TAILS, VERSION, WRITES, meta_key, new_mark, pack_events, size};
 use super::queue::{index_attributes, moves, place_of};
@@ -38,10 +38,12 @@ struct Plan {
     mark: Mark,
     event: Option<JobEvent>,
     ends: bool,
+    /// Somebody else takes the lease away: its holder may be appending right now.
+    evicts: bool,
 }
 
 pub(super) async fn apply(store: &AwsJobs, id: JobId, verb: &Verb, now: Timestamp) -> Result<JobRecord, VerbError> {
-    let mut delays = back_off();
+    let mut tries = Tries::begin();
     let (mut counted, mut sent) = (true, Vec::new());
     let mut found = store.meta(id).await?;
     loop {
@@ -83,9 +85,8 @@ pub(super) async fn apply(store: &AwsJobs, id: JobId, verb: &Verb, now: Timestam
             Some(meta) if sent.iter().any(|mark| meta.has_write(mark)) => return Ok(meta.job.clone()),
             _ => {}
         }
-        match delays.next() {
-            Some(delay) => tokio::time::sleep(delay).await,
-            None => return Err(error.into()),
+        if !tries.again().await {
+            return Err(error.into());
         }
     }
 }
@@ -126,7 +127,8 @@ async fn plan(store: &AwsJobs, old: &Meta, change: Change, now: Timestamp, count
         items.push(voided);
     }
     items.extend(settling.counters(&store.table, &new.job)?);
-    Ok(Plan { meta: new, items, mark, event, ends })
+    let evicts = old.job.lease.is_some() && new.job.lease.is_none() && new.job.finished_by.is_none();
+    Ok(Plan { meta: new, items, mark, event, ends, evicts })
 }
 
 /// Adds an event; gives those that have to move out to keep the item within one unit.
@@ -176,15 +178,51 @@ fn meta_write(store: &AwsJobs, old: &Meta, new: &Meta, beats: bool) -> Result<Tr
 }
 
 async fn done(store: &AwsJobs, plan: Plan) -> JobRecord {
-    let job = plan.meta.job;
-    if plan.event.is_some() {
+    let Plan { mut meta, event, ends, evicts, .. } = plan;
+    if evicts {
+        meta = mend_tail(store, meta).await;
+    }
+    let job = meta.job;
+    if event.is_some() {
         store.signals.send(Signal::Changed(job.id));
     }
     if job.state == State::Queued {
         store.signals.send(Signal::Queued(job.id));
     }
-    if plan.ends && job.state == State::Succeeded {
+    if ends && job.state == State::Succeeded {
         store.note_duration(&job).await;
     }
     job
+}
+
+/// A chunk may have come between the look at the log's end and the write that took the lease away; whoever appended it was told that it is
+/// stored. From that write on none is, so a second look is the last one.
+async fn mend_tail(store: &AwsJobs, meta: Meta) -> Meta {
+    match try_mend_tail(store, &meta).await {
+        Ok(Some(mended)) => mended,
+        Ok(None) => meta,
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, job = %meta.job.id, "a log may lack its last lines");
+            meta
+        }
+    }
+}
+
+async fn try_mend_tail(store: &AwsJobs, meta: &Meta) -> Result<Option<Meta>, StoreError> {
+    // A reap has raised the fence, an end has not.
+    let fence = if meta.job.state.is_final() { meta.job.fence } else { Fence(meta.job.fence.0.saturating_sub(1)) };
+    let seq = store.stored_tail(meta.job.id, fence).await?;
+    if meta.tails.get(&fence).copied().unwrap_or(0) >= seq {
+        return Ok(None);
+    }
+    let mut mended = Meta { writes: meta.writes_and(&new_mark()), ..meta.clone() };
+    mended.tails.insert(fence, seq);
+    mended.job.version += 1;
+    if mended.job.log_end.is_some() {
+        mended.job.log_end = Some(Cursor { fence, seq });
+    }
+    let items = vec![meta_write(store, meta, &mended, false)?];
+    // Refused: the job has gone on, and with it who could miss those lines.
+    let sent = store.table.write(CONTEXT, items, "").await?;
+    Ok(matches!(sent, Sent::Done).then_some(mended))
 }

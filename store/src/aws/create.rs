@@ -7,7 +7,7 @@ use ckrv_core::machine::UNCLAIMED_LIMIT;
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
-use super::edit::{Edit, Met, Sent, absent, back_off, put};
+use super::edit::{Edit, Met, Sent, Tries, absent, put};
 use super::jobs::AwsJobs;
 use super::meta::{Mark, Meta, WRITES, has_write, meta_key, new_mark};
 use super::queue::{index_attributes, place_of, shard_of};
@@ -65,10 +65,11 @@ pub(super) async fn create(store: &AwsJobs, new: NewJob, now: Timestamp) -> Resu
     job.quota_month.clone_from(&quota.month);
     let mut seat = Seat::first(&quota);
     let mut creation = Creation { store, job, idempotency, quota, now, mark: new_mark() };
-    let mut delays = back_off();
-    let (mut takes, mut token) = (None, Uuid::new_v4().to_string());
+    let mut tries = Tries::begin();
+    let mut takes = None;
     loop {
         let items = creation.items(seat, takes)?;
+        let token = Uuid::new_v4().to_string();
         let error = match store.table.write(CONTEXT, items, &token).await? {
             Sent::Done => return Ok(creation.made()),
             Sent::Refused(met) => {
@@ -77,8 +78,6 @@ pub(super) async fn create(store: &AwsJobs, new: NewJob, now: Timestamp) -> Resu
                     Verdict::Seat(other) => seat = other,
                     Verdict::Take(gone) => takes = Some(gone),
                 }
-                // Other content must not go under the token of an earlier one.
-                token = Uuid::new_v4().to_string();
                 StoreError::backend(CONTEXT, "the owner's counters keep changing; try again")
             }
             Sent::Unsure(error) => {
@@ -88,9 +87,8 @@ pub(super) async fn create(store: &AwsJobs, new: NewJob, now: Timestamp) -> Resu
                 error
             }
         };
-        match delays.next() {
-            Some(delay) => tokio::time::sleep(delay).await,
-            None => return Err(error.into()),
+        if !tries.again().await {
+            return Err(error.into());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Conditional writes, one or several at once, and what came of them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
@@ -8,7 +9,7 @@ use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::types::{AttributeValue, Put, ReturnValuesOnConditionCheckFailure, TransactWriteItem, Update};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use std::time::Duration;
+use tokio::time::Instant;
 
 use super::failure::{code, failure, status};
 use super::table::{COUNTED, Item, Table};
@@ -16,6 +17,12 @@ use crate::error::StoreError;
 
 /// On a condition that fails, the item as it is comes back: a strongly consistent read for free.
 const TOLD: ReturnValuesOnConditionCheckFailure = ReturnValuesOnConditionCheckFailure::AllOld;
+
+/// What a transaction of somebody else takes.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_millis(800);
+/// Longer than a crowd of transactions at one item needs to thin out, shorter than a client waits. A call under way may add its own 5 s.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// What came of a write.
 #[derive(Debug)]
@@ -35,15 +42,26 @@ pub(super) enum Met {
     Broken(Option<Item>),
 }
 
-/// The waits between the tries of one logical write. Jittered, so that those who met once don't meet again; in all about 6 s, which is
-/// longer than any transaction of another one takes, and shorter than a client waits.
-pub(super) fn back_off() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(20))
-        .with_max_delay(Duration::from_millis(800))
-        .with_max_times(14)
-        .with_jitter()
-        .build()
+/// The tries of one logical write, with jittered waits between, so that those who met once don't meet again.
+pub(super) struct Tries {
+    delays: ExponentialBackoff,
+    until: Instant,
+}
+
+impl Tries {
+    pub(super) fn begin() -> Self {
+        let delays = ExponentialBuilder::default().with_min_delay(FIRST_WAIT).with_max_delay(LONGEST_WAIT).without_max_times();
+        Self { delays: delays.with_jitter().build(), until: Instant::now() + PATIENCE }
+    }
+
+    /// Waits; `false`: it was tried long enough.
+    pub(super) async fn again(&mut self) -> bool {
+        let delay = self.delays.next().filter(|delay| Instant::now() + *delay < self.until);
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+        }
+        delay.is_some()
+    }
 }
 
 /// An update expression in the making. Every name has a placeholder: some of ours are DynamoDB's reserved words.

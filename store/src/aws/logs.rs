@@ -17,7 +17,7 @@ use ckrv_core::job::JobRecord;
 use ckrv_core::log::LogEntry;
 use jiff::{SignedDuration, Timestamp};
 
-use super::edit::{Met, Sent, absent, back_off, put};
+use super::edit::{Met, Sent, Tries, absent, put};
 use super::jobs::AwsJobs;
 use super::meta::Meta;
 use super::pack::{pack, unpack};
@@ -139,7 +139,7 @@ pub(super) async fn append(
     if entries.iter().any(|entry| entry.fence != fence) {
         return Err(AppendError::Closed);
     }
-    let mut delays = back_off();
+    let mut tries = Tries::begin();
     loop {
         let new = &entries[entries.partition_point(|entry| entry.seq <= appender.tail)..];
         if let Some((expected, _)) = (appender.tail + 1..).zip(new).find(|(expected, entry)| entry.seq != *expected) {
@@ -163,9 +163,8 @@ pub(super) async fn append(
         };
         store.appenders.put(attempt, appender);
         if let Some(error) = error {
-            match delays.next() {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(error.into()),
+            if !tries.again().await {
+                return Err(error.into());
             }
         }
     }

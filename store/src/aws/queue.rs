@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 
-use super::edit::back_off;
+use super::edit::Tries;
 use super::jobs::AwsJobs;
 use super::meta::{Meta, PACKED, job_of, meta_key};
 use super::table::{COUNTED, Item, QPK, QSK, QUEUE_INDEX, failed, string, text_of};
@@ -224,7 +224,7 @@ impl AwsJobs {
         const CONTEXT: &str = "reading jobs";
         let keys: BTreeMap<_, _> = ids.iter().map(|id| (*id, meta_key(*id))).collect();
         let mut keys: Vec<Item> = keys.into_values().collect();
-        let (mut items, mut delays) = (Vec::new(), back_off());
+        let (mut items, mut tries) = (Vec::new(), Tries::begin());
         while !keys.is_empty() {
             let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
             let wanted = wanted.map_err(|error| StoreError::backend(CONTEXT, error))?;
@@ -234,9 +234,8 @@ impl AwsJobs {
             // What was throttled or did not fit into one answer.
             let rest = answer.unprocessed_keys.unwrap_or_default().into_values().next();
             keys = rest.map(|rest| rest.keys).unwrap_or_default();
-            if !keys.is_empty() {
-                let delay = delays.next().ok_or_else(|| StoreError::backend(CONTEXT, "DynamoDB is too busy"))?;
-                tokio::time::sleep(delay).await;
+            if !keys.is_empty() && !tries.again().await {
+                return Err(StoreError::backend(CONTEXT, "DynamoDB is too busy"));
             }
         }
         Ok(items)

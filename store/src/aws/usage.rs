@@ -63,15 +63,14 @@ pub(super) fn count_job(table: &Table, job: &JobRecord, seat: Seat) -> Result<Tr
         Seat::Beyond { included, cap } => {
             edit.add(OVERAGE_JOBS, number(1));
             edit.add(OVERAGE_MICRO_USD, number(job.charge_micro_usd));
-            let included_value = edit.value(number(included));
-            let at_least = format!("{used} >= {included_value}");
             match (included, cap) {
                 (0, None) => None,
                 (0, Some(cap)) => Some(below(&mut edit, cap)),
-                (_, None) => Some(at_least),
-                (_, Some(cap)) => {
-                    let cap = edit.value(number(cap));
-                    Some(format!("{at_least} AND {used} < {cap}"))
+                (_, cap) => {
+                    let included = edit.value(number(included));
+                    let at_least = format!("{used} >= {included}");
+                    let cap = cap.map(|cap| edit.value(number(cap)));
+                    Some(cap.map_or(at_least.clone(), |cap| format!("{at_least} AND {used} < {cap}")))
                 }
             }
         }

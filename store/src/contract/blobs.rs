@@ -16,6 +16,15 @@ pub async fn a_blob_is_read_back(stores: &Stores) {
     stores.blobs.ping().await.unwrap();
 }
 
+pub async fn a_part_of_a_blob_is_read(stores: &Stores) {
+    stores.blobs.put("jobs/1/1/log", Bytes::from_static(b"0123456789")).await.unwrap();
+    for (range, part) in [(0..10, "0123456789"), (0..1, "0"), (3..6, "345"), (8..20, "89"), (4..4, "")] {
+        assert_eq!(stores.blobs.get_range("jobs/1/1/log", range.clone()).await.unwrap().unwrap(), part, "{range:?}");
+    }
+    assert_eq!(stores.blobs.get_range("jobs/1/1/other", 0..4).await.unwrap(), None);
+    assert!(stores.blobs.get_range("../other", 0..4).await.is_err());
+}
+
 pub async fn the_same_content_again_is_success(stores: &Stores) {
     for _ in 0..3 {
         stores.blobs.put("a/b", Bytes::from_static(b"content")).await.unwrap();

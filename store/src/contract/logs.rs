@@ -141,6 +141,40 @@ pub async fn the_end_names_the_last_stored_entry(stores: &Stores) {
     assert_eq!(ended.log_end, Some(Cursor::default()), "an empty log ends where it begins");
 }
 
+pub async fn a_compacted_log_reads_the_same(stores: &Stores) {
+    let (first, claim_id) = running(stores).await;
+    let mut long = entries(first.fence, 1..=700);
+    for entry in &mut long {
+        entry.message = format!("{} {}", entry.message, "\u{1f980} and what it did ".repeat(40));
+    }
+    for batch in long.chunks(90) {
+        stores.jobs.append_log(first.id, claim_id, first.fence, batch).await.unwrap();
+    }
+    stores.jobs.compact_log(first.id).await.unwrap();
+    assert_eq!(all(stores, &first).await, long, "a running job's log stays as it is");
+    reap(stores, &first).await;
+    let (second, claim_id) = claim(stores, &first, 3).await;
+    stores.jobs.append_log(first.id, claim_id, second.fence, &entries(second.fence, 1..=5)).await.unwrap();
+    let end = Cursor { fence: second.fence, seq: 5 };
+    stores.jobs.apply(first.id, &finishing(claim_id, second.fence, OutcomeClass::Agent, end), at(4)).await.unwrap();
+
+    let before = all(stores, &first).await;
+    assert_eq!(before.len(), 705);
+    for _ in 0..2 {
+        stores.jobs.compact_log(first.id).await.unwrap();
+        assert_eq!(all(stores, &first).await, before);
+    }
+    for place in [0, 1, 89, 90, 333, 699, 700, 704] {
+        let cursor = before[place].cursor();
+        for limit in [1, 3, 1000] {
+            let page = stores.jobs.read_log(first.id, cursor, limit).await.unwrap();
+            let rest = &before[place + 1..];
+            assert_eq!(page, rest[..rest.len().min(limit)], "{limit} behind {cursor}");
+        }
+    }
+    assert_eq!(stores.jobs.log_tail(first.id).await.unwrap(), end);
+}
+
 pub async fn racing_repeats_leave_one_copy(stores: &Stores) {
     let (job, claim_id) = running(stores).await;
     let mut senders = JoinSet::new();

@@ -57,7 +57,7 @@ macro_rules! contract_tests {
                 the_last_use_is_noted_and_never_goes_back, a_login_is_linked_with_one_user,
                 a_service_token_is_found_by_its_hash_until_it_is_deleted, a_service_tokens_use_is_noted_once_a_minute,
                 logins_of_a_user_are_listed_until_revoked, audit_records_are_read_by_day_in_order;
-            blobs: a_blob_is_read_back, the_same_content_again_is_success, other_content_is_a_conflict_and_changes_nothing,
+            blobs: a_blob_is_read_back, a_part_of_a_blob_is_read, the_same_content_again_is_success, other_content_is_a_conflict_and_changes_nothing,
                 one_of_many_writers_decides_a_blob, a_prefix_is_deleted_with_all_below_and_nothing_beside,
                 a_key_that_leaves_the_store_is_refused;
             create: a_new_job_can_be_read_at_once, the_same_key_and_body_give_the_same_job_even_at_full_quota,
@@ -71,7 +71,7 @@ macro_rules! contract_tests {
                 an_expired_job_is_purged_once_and_can_still_be_named;
             logs: entries_come_back_in_order_across_attempts, repeated_entries_are_stored_once, a_gap_is_refused_and_says_where_to_go_on,
                 only_the_holder_of_the_lease_appends, an_ended_job_takes_no_more_entries, a_page_starts_behind_its_cursor,
-                a_big_batch_comes_back_whole, the_end_names_the_last_stored_entry, racing_repeats_leave_one_copy;
+                a_big_batch_comes_back_whole, the_end_names_the_last_stored_entry, racing_repeats_leave_one_copy, a_compacted_log_reads_the_same;
             queue: each_of_200_jobs_is_claimed_once_by_24_claimers, a_claim_whose_answer_was_lost_is_told_again,
                 a_stale_holder_is_refused_and_changes_nothing, a_job_goes_through_every_phase_to_success,
                 a_repeated_finish_is_told_the_first_answer, a_refused_verb_is_stored_nowhere, an_unknown_job_is_not_found,

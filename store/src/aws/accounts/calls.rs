@@ -4,7 +4,7 @@ use aws_sdk_dynamodb::types::{AttributeValue, Delete, KeysAndAttributes, Transac
 use uuid::Uuid;
 
 use super::items::{GUARD, Stored, read_all};
-use crate::aws::edit::{Edit, Met, Sent, absent, back_off, put};
+use crate::aws::edit::{Edit, Met, Sent, Tries, absent, put};
 use crate::aws::table::{COUNTED, Item, PK, Table, failed, string, text_of};
 use crate::error::StoreError;
 
@@ -71,7 +71,7 @@ fn marked(mut item: Item, mark: &str) -> Item {
 /// Writes all or nothing; gives whether every condition held, or had held for this very write.
 async fn write(table: &Table, context: &str, items: Vec<TransactWriteItem>, mark: &str) -> Result<bool, StoreError> {
     let token = Uuid::new_v4().to_string();
-    let mut delays = back_off();
+    let mut tries = Tries::begin();
     loop {
         match table.write(context, items.clone(), &token).await? {
             Sent::Done => return Ok(true),
@@ -79,10 +79,11 @@ async fn write(table: &Table, context: &str, items: Vec<TransactWriteItem>, mark
                 let ours = |met: &Met| matches!(met, Met::Broken(Some(item)) if text_of(item, WRITE) == Some(mark));
                 return Ok(!mark.is_empty() && met.iter().any(ours));
             }
-            Sent::Unsure(error) => match delays.next() {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(error),
-            },
+            Sent::Unsure(error) => {
+                if !tries.again().await {
+                    return Err(error);
+                }
+            }
         }
     }
 }
@@ -92,7 +93,7 @@ pub(super) async fn get_all<T: Stored>(table: &Table, context: &str, keys: Vec<I
     let mut records = Vec::new();
     // As many as one call takes.
     for some in keys.chunks(100) {
-        let (mut wanted, mut delays) = (some.to_vec(), back_off());
+        let (mut wanted, mut tries) = (some.to_vec(), Tries::begin());
         while !wanted.is_empty() {
             let keys = KeysAndAttributes::builder().set_keys(Some(wanted)).consistent_read(true).build();
             let keys = keys.map_err(|error| StoreError::backend(context, error))?;
@@ -101,9 +102,8 @@ pub(super) async fn get_all<T: Stored>(table: &Table, context: &str, keys: Vec<I
             records.extend(answer.responses.unwrap_or_default().into_values().flat_map(|items| read_all(&items)));
             // What one answer has no room for, or what is throttled.
             wanted = answer.unprocessed_keys.unwrap_or_default().into_values().flat_map(|keys| keys.keys).collect();
-            if !wanted.is_empty() {
-                let delay = delays.next().ok_or_else(|| StoreError::backend(context, "DynamoDB is too busy"))?;
-                tokio::time::sleep(delay).await;
+            if !wanted.is_empty() && !tries.again().await {
+                return Err(StoreError::backend(context, "DynamoDB is too busy"));
             }
         }
     }
