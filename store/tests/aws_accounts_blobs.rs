@@ -156,6 +156,18 @@ async fn content_that_arrives_damaged_is_not_stored_and_not_read() {
     assert!(matches!(stores.blobs.get("jobs/1/spec").await, Err(StoreError::Unreadable { .. })));
 }
 
+/// The SDK counts an upload into the time that it waits for an answer.
+#[tokio::test]
+async fn a_put_may_take_longer_than_a_read() {
+    let aws = Aws::make().await.unwrap();
+    let proxy = FaultProxy::start(&aws.s3, 1).await.unwrap();
+    proxy.rule(On::Path("PUT", "jobs/1/spec"), When::Always, Fault::Delay(Duration::from_secs(4)));
+    let mut config = config(&aws);
+    config.endpoints.s3 = Some(proxy.url.parse().unwrap());
+    let stores = open_aws(&config, Signals::default()).await.unwrap();
+    stores.blobs.put("jobs/1/spec", Bytes::from_static(b"x")).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_prefix_of_ten_thousand_blobs_is_deleted() {
     let aws = Aws::make().await.unwrap();
