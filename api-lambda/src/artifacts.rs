@@ -38,10 +38,10 @@ pub(crate) async fn list_artifacts(
 }
 
 macro_rules! artifact {
-    ($(#[$doc:meta])* $handler:ident, $name:literal, $kind:literal) => {
+    ($(#[$doc:meta])* $handler:ident, $name:literal, $kind:literal, $body:ty) => {
         $(#[$doc])*
         #[utoipa::path(get, path = concat!("/v1/jobs/{id}/artifacts/", $name), tag = "artifacts", params(("id" = String, Path)),
-            responses((status = 200, body = String, content_type = $kind),
+            responses((status = 200, body = $body, content_type = $kind),
                 (status = 307, description = "Over 4 MB: `Location` is where it lies, for five minutes. To be fetched without the access token"),
                 (status = 404, body = Problem, content_type = "application/problem+json"), (status = 410, body = Problem, content_type = "application/problem+json")))]
         pub(crate) async fn $handler(state: State<ApiState>, headers: HeaderMap, caller: Caller, path: JobPath) -> Result<Response, ApiError> {
@@ -52,16 +52,16 @@ macro_rules! artifact {
 
 artifact!(
     /// The diff of a job that succeeded, against its base commit.
-    get_diff, "diff", "text/plain");
+    get_diff, "diff", "text/plain", String);
 artifact!(
     /// What the agent said and did, one JSON object a line.
-    get_transcript, "transcript", "application/x-ndjson");
+    get_transcript, "transcript", "application/x-ndjson", String);
 artifact!(
     /// The whole log, one JSON object a line.
-    get_log, "log", "application/x-ndjson");
+    get_log, "log", "application/x-ndjson", String);
 artifact!(
     /// What was made of what: commits, image, adapter, hashes.
-    get_manifest, "manifest", "application/json");
+    get_manifest, "manifest", "application/json", serde_json::Value);
 
 async fn download(
     State(state): State<ApiState>,

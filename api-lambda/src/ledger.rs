@@ -31,6 +31,7 @@ pub(crate) struct LedgerParams {
     #[param(pattern = r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
     month: Option<String>,
     /// Comes before `Accept`.
+    #[param(inline)]
     format: Option<Format>,
 }
 
