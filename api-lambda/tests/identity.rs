@@ -300,9 +300,13 @@ async fn a_user_is_the_issuers_subject_and_never_an_address() {
     .await;
     assert_eq!((&renamed["id"], &renamed["email"]), (&first["id"], &json!("a.lovelace@example.org")));
     assert_eq!(role(&first["id"]).await, ckrv_store::Role::User, "out of the group");
-    // Whoever got the old address is somebody else.
-    let second = whole(&service, &idp, |behaviour| behaviour.claims["sub"] = json!("u-2")).await;
-    assert_eq!(second["email"], "ada@example.org");
+    // Whoever has the same address is somebody else.
+    let second = whole(&service, &idp, |behaviour| {
+        behaviour.claims["sub"] = json!("u-2");
+        behaviour.claims["email"] = json!("a.lovelace@example.org");
+    })
+    .await;
+    assert_eq!(second["email"], "a.lovelace@example.org");
     assert_ne!(second["id"], first["id"]);
 }
 
