@@ -8,6 +8,7 @@ use ckrv_tests::browser::Browser;
 use ckrv_tests::oidc::{Account, Client, Oidc};
 use ckrv_tests::server::{Server, Setup};
 use ckrv_tests::user::User;
+use ckrv_tests::wait::{PATIENCE, wait_until};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout};
@@ -65,6 +66,12 @@ async fn next(events: &mut Lines<BufReader<ChildStdout>>) -> Result<Value> {
     Ok(serde_json::from_str(&events.next_line().await?.context("it says nothing")?)?)
 }
 
+/// Waits for a page that says this: a click doesn't wait for the next one.
+async fn shows(browser: &Browser, said: &str) -> Result<()> {
+    let page = async || browser.text("main").await.ok().filter(|page| page.contains(said));
+    wait_until(&format!("the page says {said}"), PATIENCE, page).await.map(drop)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn somebody_signs_in_at_the_provider_and_confirms_in_the_browser() -> Result<()> {
     let scene = Scene::new().await?;
@@ -81,7 +88,7 @@ async fn somebody_signs_in_at_the_provider_and_confirms_in_the_browser() -> Resu
         assert!(question.contains(shown), "{shown}: {question}");
     }
     browser.click("button[value=approve]").await?;
-    assert!(browser.text("h1").await?.contains("Approved"));
+    shows(&browser, "Approved").await?;
     let status = login.process.wait().await?;
     ensure!(status.success(), "ckrv cloud login ended with {status}");
     assert_eq!(user.run(user.home(), &["cloud", "whoami"]).await?.ok()?, "ada of the tests <ada@example.org>");
@@ -109,8 +116,7 @@ async fn who_may_not_come_in_reads_why_and_the_program_goes_on_waiting() -> Resu
         browser.open(&login.page).await?;
         browser.click("button[value=corp]").await?;
         browser.at("/activate/callback").await?;
-        let page = browser.text("main").await?;
-        assert!(page.contains(said), "{said}: {page}");
+        shows(&browser, said).await?;
     }
     assert_eq!(login.process.try_wait()?, None, "it still waits");
     // And with an account that may, somebody can say no.
@@ -119,7 +125,7 @@ async fn who_may_not_come_in_reads_why_and_the_program_goes_on_waiting() -> Resu
     browser.click("button[value=corp]").await?;
     browser.at("/activate/oidc/confirm").await?;
     browser.click("button[value=deny]").await?;
-    assert!(browser.text("h1").await?.contains("Denied"));
+    shows(&browser, "Denied").await?;
     assert!(!login.process.wait().await?.success());
     assert_eq!(user.run(user.home(), &["cloud", "whoami"]).await?.code, 3);
     Ok(())
