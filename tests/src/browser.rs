@@ -44,7 +44,11 @@ pub struct Browser {
 
 impl Browser {
     pub async fn start() -> Result<Self> {
-        let (driver, url) = Driver::start().await?;
+        // It ends at once where the port that it took for IPv4 is somebody's for IPv6.
+        let (driver, url) = match Driver::start().await {
+            Ok(started) => started,
+            Err(_) => Driver::start().await?,
+        };
         let mut args = FLAGS.map(str::to_owned).to_vec();
         args.push(format!("--user-data-dir={}", driver.folder.path().join("profile").display()));
         let options = json!({ "binary": bench::variable("CKRV_TEST_CHROMIUM")?, "args": args });
