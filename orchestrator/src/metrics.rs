@@ -169,6 +169,10 @@ impl Metrics {
 
     pub(crate) fn claimed(&self, job: &JobRecord, now: Timestamp) {
         self.claims.inc();
+        // A job may begin and end between two looks at what runs; its agent is shown all the same.
+        let mut known = self.running_known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry(job.request.agent.clone()).or_insert_with(|| self.show_agent(&job.request.agent));
+        drop(known);
         if job.attempt == 1 {
             self.wait.observe(seconds(job.created_at, now));
         }
@@ -212,12 +216,18 @@ impl Metrics {
         let mut known = self.running_known.lock().unwrap_or_else(PoisonError::into_inner);
         known.values_mut().for_each(|count| *count = 0);
         for job in jobs {
-            *known.entry(job.request.agent.clone()).or_default() += 1;
+            *known.entry(job.request.agent.clone()).or_insert_with(|| self.show_agent(&job.request.agent)) += 1;
         }
         for (agent, count) in known.iter() {
             self.running.get_or_create(&label("agent", agent)).set(*count);
-            drop(self.cost.get_or_create(&label("agent", agent)));
         }
+    }
+
+    /// Its figures begin at zero.
+    fn show_agent(&self, agent: &str) -> i64 {
+        drop(self.running.get_or_create(&label("agent", agent)));
+        drop(self.cost.get_or_create(&label("agent", agent)));
+        0
     }
 
     pub fn webhook(&self, delivery: Delivery) {
