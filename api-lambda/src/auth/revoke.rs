@@ -3,6 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use ckrv_core::wire::{Problem, RevokeRequest};
+use ckrv_store::ServiceToken;
 
 use crate::audit::{Origin, audit};
 use crate::auth::tokens::{self, Revocable};
@@ -24,13 +25,16 @@ pub(crate) async fn revoke_token(State(state): State<ApiState>, origin: Origin, 
             state.stores.accounts.revoke_family(&family.id).await?;
             audit(&state, &origin.who(family.user, Some(family.user)).via(&family.id), "session.revoke", &family.id).await;
         }
-        Some(Revocable::Service(service)) => {
-            if state.stores.accounts.delete_service_token(service.owner, &service.id).await? {
-                let who = origin.who(service.owner, Some(service.owner)).via(&service.id);
-                audit(&state, &who, "service_token.delete", &service.id).await;
-            }
-        }
+        Some(Revocable::Service(service)) => end_service_token(&state, &origin, &service).await?,
         None => {}
     }
     Ok(StatusCode::OK)
+}
+
+async fn end_service_token(state: &ApiState, origin: &Origin, token: &ServiceToken) -> Result<(), ApiError> {
+    if state.stores.accounts.delete_service_token(token.owner, &token.id).await? {
+        let who = origin.who(token.owner, Some(token.owner)).via(&token.id);
+        audit(state, &who, "service_token.delete", &token.id).await;
+    }
+    Ok(())
 }
