@@ -199,8 +199,11 @@ impl Notifier {
         let result = base.and_then(|base| base.join(&format!("/v1/jobs/{}/artifacts/diff", job.id)).ok());
         // Notes of deliveries are changes of the record too, and none of the receiver's business.
         let job = JobRecord { updated_at: ended, ..job.clone() };
-        let delivery =
-            Delivery { id: delivery_id(job.id), kind: JOB_ENDED.to_owned(), job: view(job, ended, None, None, result.map(String::from)) };
+        let delivery = Delivery {
+            id: delivery_id(job.id),
+            kind: JOB_ENDED.to_owned(),
+            job: view(job, ended, None, None, result.map(String::from)),
+        };
         serde_json::to_vec(&delivery).unwrap_or_default().into()
     }
 }
