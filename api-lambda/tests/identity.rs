@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 use support::login::{begin, between, poll};
 use support::{Answer, Service};
 
+type Fault = dyn FnOnce(&mut Behaviour);
+type Change = fn(&mut Behaviour);
+
 fn issuer(idp: &Idp, more: &str) -> OidcIssuer {
     let text = format!("name = 'corp'\nlabel = 'Corp <SSO>'\nissuer = '{}'\nclient_id = '{CLIENT}'\n{more}", idp.issuer);
     let config: OidcConfig = toml::from_str(&text).unwrap();
@@ -199,7 +202,7 @@ async fn what_a_lying_provider_sends_is_refused_and_makes_nobody() {
     let idp = Idp::start().await;
     let service = service(&idp, "").await;
     let other = Idp::start().await;
-    let faults: Vec<(&str, Box<dyn FnOnce(&mut Behaviour)>)> = vec![
+    let faults: Vec<(&str, Box<Fault>)> = vec![
         ("a bad signature", Box::new(|behaviour| behaviour.signs_with = 1)),
         ("a wrong nonce", Box::new(|behaviour| behaviour.claims["nonce"] = json!("other"))),
         ("no nonce", Box::new(|behaviour| drop(behaviour.claims.as_object_mut().unwrap().remove("nonce")))),
@@ -258,7 +261,7 @@ async fn a_new_key_is_fetched_and_invented_ones_do_not_make_us_ask_again_and_aga
 async fn who_may_not_come_in_is_told_why() {
     let idp = Idp::start().await;
     let service = service(&idp, "allowed_domains = ['example.org']").await;
-    let faults: Vec<(&str, fn(&mut Behaviour))> = vec![
+    let faults: Vec<(&str, Change)> = vec![
         ("has not verified", |behaviour| behaviour.claims["email_verified"] = json!(false)),
         ("has not verified", |behaviour| drop(behaviour.claims.as_object_mut().unwrap().remove("email_verified"))),
         ("has no e-mail", |behaviour| drop(behaviour.claims.as_object_mut().unwrap().remove("email"))),

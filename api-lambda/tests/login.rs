@@ -1,5 +1,4 @@
 //! The device flow, the activation page, refresh. A browser's own rules (cookies, CSP) are not tested here, only what we tell it.
-#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
 mod support;
 

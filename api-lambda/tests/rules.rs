@@ -1,5 +1,4 @@
 //! The contract's rules, which hold at every endpoint.
-#![expect(clippy::unwrap_used, reason = "a test may panic, and so may its helpers")]
 
 mod support;
 
