@@ -71,11 +71,7 @@ pub async fn run(args: TokensArgs, app: &App) -> Outcome {
         }
         Tokens::Revoke { id } => {
             client.revoke_service_token(&id).await?;
-            if app.ui.is_json() {
-                app.ui.value(&json!({ "revoked": id }))?
-            } else {
-                app.ui.note(&format!("revoked token {id}"))
-            }
+            if app.ui.is_json() { app.ui.value(&json!({ "revoked": id }))? } else { app.ui.note(&format!("revoked token {id}")) }
         }
     }
     Ok(Exit::OK)
