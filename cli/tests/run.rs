@@ -56,7 +56,9 @@ fn fr010_only_spec_url_base_and_scalars_leave_the_machine() {
             "timeout_seconds": 1800, "labels": { "team": "a" }, "secrets": { "slot": "name" }, "max_cost_usd": 2.5, "spec_name": "task.md" })
     );
     let names: Vec<&str> = seen[0].headers.iter().map(|(name, _)| name.as_str()).collect();
-    let expected = ["idempotency-key", "content-type", "authorization", "accept", "user-agent", "host", "content-length"];
+    // `traceparent` is two random numbers.
+    let expected =
+        ["traceparent", "idempotency-key", "content-type", "authorization", "accept", "user-agent", "host", "content-length"];
     assert!(names.iter().all(|name| expected.contains(name)), "{names:?}");
     assert!(!format!("{seen:?}").contains("THAT-STAYS"));
 }
