@@ -228,7 +228,12 @@ impl ApiConfig {
     pub fn hosted(public_url: Url, hmac_key: SecretString) -> Self {
         let allowed_hosts = public_url.host_str().map(str::to_owned).into_iter().collect();
         let nobody = UserId(uuid::Uuid::nil());
-        Self { allowed_hosts, repo_urls: RepoUrlPolicy::default(), references: true, ..Self::embedded(public_url, hmac_key, nobody) }
+        Self {
+            allowed_hosts,
+            repo_urls: RepoUrlPolicy::default(),
+            references: true,
+            ..Self::embedded(public_url, hmac_key, nobody)
+        }
     }
 
     /// `path` begins with a slash; the public URL may have a path of its own, for example a stage.

@@ -8,8 +8,8 @@ pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod read;
 mod submit;
-pub(crate) mod watching;
 mod view;
+pub(crate) mod watching;
 
 use axum::http::StatusCode;
 use ckrv_core::Timestamp;

@@ -241,7 +241,7 @@ fn apply_cancel(job: &JobRecord, now: Timestamp) -> Result<Change, Refusal> {
 }
 
 fn apply_notified(job: &JobRecord, attempts: u32, due: Option<Timestamp>, note: &str, now: Timestamp) -> Result<Change, Refusal> {
-    if !job.notice.as_ref().is_some_and(|notice| notice.attempts == attempts) {
+    if job.notice.as_ref().is_none_or(|notice| notice.attempts != attempts) {
         return Err(Refusal::NoNotice);
     }
     let mut next = job.clone();

@@ -14,7 +14,7 @@ pub enum StoreConfig {
         #[serde(default)]
         folder: Option<PathBuf>,
     },
-    Aws(AwsConfig),
+    Aws(Box<AwsConfig>),
 }
 
 /// DynamoDB, S3, KMS and the secrets managers. Credentials come from where the SDK finds them: environment, profile, the role of a function,

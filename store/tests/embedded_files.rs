@@ -15,8 +15,8 @@ use ckrv_core::log::{Cursor, Level, LogEntry};
 use ckrv_core::machine::Verb;
 use ckrv_store::contract::at;
 use ckrv_store::{
-    AccessToken, AppendError, JobFilter, LocalVault, NewJob, Opener, QuotaRule, SealContext, Sealer, Signal, StoreError, Stores, VerbError,
-    open_embedded,
+    AccessToken, AppendError, JobFilter, LocalVault, NewJob, Opener, QuotaRule, SealContext, Sealer, Signal, StoreError, Stores,
+    VerbError, open_embedded,
 };
 use rusqlite::Connection;
 use secrecy::{ExposeSecret, SecretString};

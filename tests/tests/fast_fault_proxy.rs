@@ -1,6 +1,6 @@
 //! The fault-injecting proxy, before a server that keeps what it was asked. Not tested here: ckrv.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -25,7 +25,7 @@ impl Service {
         let kept = Arc::clone(&done);
         let router = Router::new().fallback(async move |request: Request| {
             let host = request.headers()["host"].to_str().unwrap_or_default();
-            kept.lock().unwrap().push(format!("{} {} {host}", request.method(), request.uri()));
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{} {} {host}", request.method(), request.uri()));
             let capacity = json!([{ "TableName": "t", "CapacityUnits": 2.0 }, { "TableName": "u", "CapacityUnits": 0.5 }]);
             json!({ "ConsumedCapacity": capacity, "Filler": "x".repeat(LENGTH) }).to_string()
         });
@@ -33,7 +33,7 @@ impl Service {
     }
 
     fn done(&self) -> Vec<String> {
-        self.done.lock().unwrap().clone()
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

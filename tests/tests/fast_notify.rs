@@ -19,10 +19,13 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+/// Signature and body of each request.
+type Seen = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// What a receiver saw, and whether it answers yet.
 #[derive(Clone)]
 struct Hook {
-    seen: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    seen: Seen,
     open: watch::Sender<bool>,
 }
 

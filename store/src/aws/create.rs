@@ -49,7 +49,7 @@ struct Creation<'a> {
 
 /// What the transaction's refusal comes to.
 enum Verdict {
-    Answer(Created),
+    Answer(Box<Created>),
     /// Try as this one.
     Seat(Seat),
     /// The key belongs to a job that is gone: take it.
@@ -74,7 +74,7 @@ pub(super) async fn create(store: &AwsJobs, new: NewJob, now: Timestamp) -> Resu
             Sent::Done => return Ok(creation.made()),
             Sent::Refused(met) => {
                 match creation.judge(met, seat).await? {
-                    Verdict::Answer(created) => return Ok(created),
+                    Verdict::Answer(created) => return Ok(*created),
                     Verdict::Seat(other) => seat = other,
                     Verdict::Take(gone) => takes = Some(gone),
                 }
@@ -190,7 +190,7 @@ impl Creation<'_> {
             if has_write(writes, &self.mark)
                 && let Some(created) = self.stored().await?
             {
-                return Ok(Verdict::Answer(created));
+                return Ok(Verdict::Answer(Box::new(created)));
             }
             return Err(StoreError::backend(CONTEXT, "there is a job of this id already").into());
         }
@@ -223,9 +223,9 @@ impl Creation<'_> {
             return Err(CreateError::IdempotencyMismatch);
         }
         if meta.job.id == self.job.id {
-            Ok(Verdict::Answer(Created::New(meta.job)))
+            Ok(Verdict::Answer(Box::new(Created::New(meta.job))))
         } else {
-            Ok(Verdict::Answer(Created::Replay(meta.job)))
+            Ok(Verdict::Answer(Box::new(Created::Replay(meta.job))))
         }
     }
 }

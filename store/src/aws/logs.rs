@@ -162,10 +162,10 @@ pub(super) async fn append(
             None => store.stored_tail(id, fence).await?,
         };
         store.appenders.put(attempt, appender);
-        if let Some(error) = error {
-            if !tries.again().await {
-                return Err(error.into());
-            }
+        if let Some(error) = error
+            && !tries.again().await
+        {
+            return Err(error.into());
         }
     }
     match store.meta(id).await? {
