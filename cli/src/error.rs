@@ -76,7 +76,7 @@ pub struct CliError {
     pub details: Option<Box<Value>>,
     pub source: Option<Box<dyn Error + Send + Sync>>,
     /// What the service calls the request: its operator finds it in the log by that.
-    pub request_id: Option<String>,
+    pub request_id: Option<Box<str>>,
 }
 
 impl CliError {

@@ -34,7 +34,10 @@ pub async fn from_response(mut response: Response, has_token: bool) -> CliError 
     let problem = serde_json::from_slice::<Problem>(&body).ok();
     let error = describe(status, problem.as_ref(), retry_after.as_deref(), has_token);
     CliError {
-        request_id: request_id.or_else(|| problem.map(|problem| problem.request_id)).filter(|id| is_request_id(id)),
+        request_id: request_id
+            .or_else(|| problem.map(|problem| problem.request_id))
+            .filter(|id| is_request_id(id))
+            .map(Into::into),
         ..error
     }
 }

@@ -1,5 +1,4 @@
 //! Deliveries over real connections on loopback: 127.0.0.1 stands for what must never be reached, 127.0.0.2 for the public internet.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod receiver;
 
