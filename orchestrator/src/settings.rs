@@ -7,6 +7,7 @@ use std::time::Duration;
 use ckrv_core::policy::Policy;
 use jiff::SignedDuration;
 use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
 use crate::launch_choice::LauncherChoice;
 use crate::trace::LinkSpan;
@@ -23,13 +24,32 @@ pub struct Pace {
     pub claims: Duration,
     /// For leases that lapsed, deadlines that passed, jobs that nobody will ever claim.
     pub settles: Duration,
+    /// For a job's log.
+    pub log: LogPace,
+}
+
+/// How often a job runner sends new log entries, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPace {
+    /// While somebody follows the log.
+    pub watched: u64,
+    pub unwatched: u64,
+}
+
+impl Default for LogPace {
+    fn default() -> Self {
+        Pace::EMBEDDED.log
+    }
 }
 
 impl Pace {
     /// A store in this process: a look costs some microseconds.
-    pub const EMBEDDED: Self = Self { claims: Duration::from_secs(1), settles: Duration::from_secs(1) };
-    /// A store of which every query is paid: a second is what a user may wait for a start, a lost worker is noticed by its lease of a minute.
-    pub const SHARED: Self = Self { claims: Duration::from_secs(1), settles: Duration::from_secs(10) };
+    pub const EMBEDDED: Self =
+        Self { claims: Duration::from_secs(1), settles: Duration::from_secs(1), log: LogPace { watched: 40, unwatched: 1000 } };
+    /// A store of which every query is paid: a second is what a user may wait for a start, a lost worker is noticed by its lease of a minute,
+    /// and each batch of log entries is a write.
+    pub const SHARED: Self =
+        Self { claims: Duration::from_secs(1), settles: Duration::from_secs(10), log: LogPace { watched: 500, unwatched: 5000 } };
 }
 
 #[derive(Clone, Debug)]

@@ -255,6 +255,7 @@ async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) 
         allow_paths: settings.allow_paths,
         ca_file: settings.ca_file.clone(),
         cache: settings.cache.clone(),
+        log_pace: settings.pace.log,
     }))
 }
 

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::launch_choice::LauncherChoice;
+use crate::settings::LogPace;
 
 /// What a job runner finds in its folder (mode 0600) when it is started.
 #[derive(Clone, Serialize, Deserialize)]
@@ -53,6 +54,8 @@ pub struct JobView {
     /// The operator's own adapter for this job's agent, instead of a built-in one.
     #[serde(default)]
     pub adapter: Option<PathBuf>,
+    #[serde(default)]
+    pub log_pace: LogPace,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ use ckrv_core::tree::display_path;
 use tokio::sync::Notify;
 
 use crate::gateway::{Denial, Gateway, GatewayError};
+use crate::settings::LogPace;
 
 /// Longest message of one entry; the transcript has the whole line.
 const MAX_MESSAGE: usize = 16 * 1024;
@@ -24,9 +25,6 @@ const MAX_WAITING: usize = 8 * 1024 * 1024;
 /// A job's whole log; what comes after is only counted.
 const MAX_LOG: usize = 64 * 1024 * 1024;
 const MAX_BATCH: usize = 256;
-/// How often entries are sent: while somebody watches, and otherwise.
-const WATCHED: Duration = Duration::from_millis(40);
-const UNWATCHED: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub struct JobLog(Arc<Inner>);
@@ -197,20 +195,21 @@ impl JobLog {
     }
 
     /// Sends entries until the log is closed. One task for the life of the job runner.
-    pub async fn ship(self, gateway: Gateway) {
-        let mut pause = Duration::from_millis(50);
+    pub async fn ship(self, gateway: Gateway, pace: LogPace) {
+        const RETRY: Duration = Duration::from_millis(50);
+        let mut pause = RETRY;
         loop {
             let batch: Vec<LogEntry> = self.state().entries.iter().take(MAX_BATCH).map(|(entry, _)| entry.clone()).collect();
             if batch.is_empty() {
                 self.0.news.notified().await;
                 if self.state().entries.len() < MAX_BATCH {
-                    self.gather().await;
+                    self.gather(pace).await;
                 }
                 continue;
             }
             match gateway.log(&batch).await {
                 Ok(()) => {
-                    pause = Duration::from_millis(50);
+                    pause = RETRY;
                     self.take(batch.last().map_or(0, |entry| entry.seq));
                 }
                 Err(GatewayError::Denied(Denial::LogGap(expected))) => {
@@ -231,10 +230,11 @@ impl JobLog {
     }
 
     /// Lets a few more entries come together; shorter while somebody watches or waits for the end.
-    async fn gather(&self) {
+    async fn gather(&self, pace: LogPace) {
         let start = tokio::time::Instant::now();
         while !self.0.flushing.load(Ordering::Relaxed) {
-            let pause = if self.0.watched.load(Ordering::Relaxed) { WATCHED } else { UNWATCHED };
+            let pause = if self.0.watched.load(Ordering::Relaxed) { pace.watched } else { pace.unwatched };
+            let pause = Duration::from_millis(pause);
             // Each notice may be a follower, a flush, or only more entries.
             let told = tokio::time::timeout_at(start + pause, self.0.news.notified()).await;
             if told.is_err() || self.state().entries.len() >= MAX_BATCH {

@@ -113,7 +113,7 @@ async fn run_task(task: Task, dir: &Path, shim: &'static [u8]) -> Result<(), Run
     trace::note_attempt(view.job.attempt);
     tracing::info!(agent = view.job.request.agent, launcher = view.launcher.name(), "runs an attempt");
     let sockets = tempfile::Builder::new().prefix("ckrv-").tempdir().map_err(io("can't make a temporary folder".to_owned()))?;
-    let shipping = tokio::spawn(log.clone().ship(gateway.clone()));
+    let shipping = tokio::spawn(log.clone().ship(gateway.clone(), view.log_pace));
     let stopper = Stopper::start(&gateway, &log, view.job.deadline);
     let program = std::env::current_exe().map_err(io("can't find this program".to_owned()))?;
     attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim }, &stopper).await;
