@@ -316,6 +316,7 @@ pub fn dispatcher(scene: &Scene) -> Result<Vec<Row>> {
     let (table, bucket, key) = (scene.data("TableName")?, scene.data("BucketName")?, scene.data("KeyArn")?);
     let without_context = json!({ "CiphertextBlob": scene.sealed["ckrv"] });
     let (users, shared) = (format!("ckrv/users/{}/x", scene.id), format!("ckrv/shared/{}/x", scene.id));
+    let server_key = scene.data("ServerKeyArn")?;
     let mut rows = items(table);
     rows.extend([
         row("Scan", dynamodb("DynamoDB_20120810.Scan", json!({ "TableName": table })), None),
@@ -331,12 +332,14 @@ pub fn dispatcher(scene: &Scene) -> Result<Vec<Row>> {
         row("a shared secret", get_secret(&shared), Some("ReferredSecrets secretsmanager:GetSecretValue 2")),
         row("a user's parameter", parameter(&format!("/{users}")), Some("ReferredParameters ssm:GetParameter 1")),
         row("a shared parameter", parameter(&format!("/{shared}")), Some("ReferredParameters ssm:GetParameter 2")),
-        row("the server key", get_secret(scene.data("ServerKeyArn")?), None),
+        row("the server key", get_secret(server_key), Some("ServerKey secretsmanager:GetSecretValue")),
+        row("PutSecretValue of the server key", secret("secretsmanager.PutSecretValue", server_key), None),
         row("PutSecretValue of a user's secret", secret("secretsmanager.PutSecretValue", &users), None),
     ]);
     // Sealed with a context, it can't be opened without.
     rows.iter_mut().filter(|row| row.what == "Decrypt without context").for_each(|row| row.harmless = false);
     rows.extend(both_at_rest(scene)?);
+    rows.extend(at_rest(scene, "ServerKeyAtRest kms:Decrypt", "secretsmanager", "kms:EncryptionContext:SecretARN", server_key)?);
     rows.extend(tables_refused(scene, table));
     rows.extend(buckets_refused(scene, bucket));
     rows.extend(account_refused(scene)?);
