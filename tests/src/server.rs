@@ -47,6 +47,8 @@ pub struct Server {
     process: Option<Child>,
     aws: Option<Aws>,
     function: Option<LambdaFront>,
+    /// Where the function is reached, also when it is away.
+    entrance: Option<String>,
     /// On the AWS backend.
     dispatcher: Option<Child>,
     url: String,
@@ -96,6 +98,7 @@ impl Server {
             process: None,
             aws,
             function: None,
+            entrance: None,
             dispatcher: None,
             url: String::new(),
             owner_code: String::new(),
@@ -104,7 +107,9 @@ impl Server {
         server.spawn("127.0.0.1:0").await?;
         if let Some(aws) = server.aws.as_ref().filter(|_| through_lambda) {
             let env = environment(aws, &function_config(&config));
-            server.function = Some(LambdaFront::start(Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?);
+            let function = LambdaFront::start(Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?;
+            server.entrance = Some(function.url.clone());
+            server.function = Some(function);
         }
         Ok(server)
     }
@@ -173,7 +178,7 @@ impl Server {
 
     /// `http://127.0.0.1:PORT`
     pub fn url(&self) -> &str {
-        self.function.as_ref().map_or(&self.url, |function| &function.url)
+        self.entrance.as_ref().unwrap_or(&self.url)
     }
 
     /// The code that its owner confirms a login with.
@@ -187,6 +192,10 @@ impl Server {
 
     pub fn pid(&self) -> Option<u32> {
         self.process.as_ref().and_then(Child::id)
+    }
+
+    pub fn aws(&self) -> Option<&Aws> {
+        self.aws.as_ref()
     }
 
     /// On the AWS backend.
@@ -235,6 +244,7 @@ impl Server {
 
     /// SIGTERM, and waits for its end; an exit code other than 0 is an error.
     pub async fn stop(&mut self) -> Result<()> {
+        self.function = None;
         let process = self.process.take().context("it does not run")?;
         for mut process in [Some(process), self.dispatcher.take()].into_iter().flatten() {
             let pid = i32::try_from(process.id().context("it has ended already")?)?;

@@ -163,16 +163,25 @@ impl Yard {
         assert!(self.said.iter().any(|text| text.contains("made/by model.txt")));
         let said = self.said.iter().position(|text| self.needles.are_in(text.as_bytes()));
         assert_eq!(said, None, "the CLI has printed a secret");
-        self.not_in_the_store()
+        self.not_in_the_store().await
     }
 
-    fn not_in_the_store(&self) -> Result<()> {
+    async fn not_in_the_store(&self) -> Result<()> {
         let mut found = Vec::new();
         for folder in [&self.scene.server.data(), self.temporary.path(), self.scene.user.home(), self.scene.folder()] {
             found.extend(self.needles.files(folder)?);
         }
         for log in self.scene.server.logs() {
             found.extend(self.needles.are_in(&std::fs::read(&log)?).then(|| log.display().to_string()));
+        }
+        if let Some(aws) = self.scene.server.aws() {
+            let folder = tempfile::tempdir()?;
+            aws.dump(folder.path()).await?;
+            found.extend(self.needles.files(folder.path())?);
+            let marks = Needles::of(["made/by model.txt"]).files(folder.path())?;
+            assert!(marks.len() >= 3, "log, transcript and diff were not searched: {marks:?}");
+            assert!(found.is_empty(), "a secret is in {found:?}");
+            return Ok(());
         }
         let (mut databases, mut logs) = (0, 0);
         for path in files_below(&self.scene.server.data())?.iter().filter(|path| is_database(path)) {

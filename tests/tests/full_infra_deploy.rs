@@ -85,6 +85,8 @@ async fn the_same_deployment_again_changes_nothing() -> Result<()> {
     let stacks = Stacks::new().await?;
     let said = stacks.deploy(&[]).await?;
     assert!(said.contains("Successfully created/updated stack"), "{said}");
+    // awscli names a change set by the second.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     for said in [stacks.deploy(&[]).await?, stacks.ministack.deploy(&stacks.data, &templates().join("data.yaml"), &[]).await?] {
         assert!(said.contains("No changes to deploy"), "{said}");
     }

@@ -94,8 +94,15 @@ impl Client {
         request: impl Fn() -> Result<RequestBuilder, CliError>,
         repeatable: bool,
     ) -> Result<T, CliError> {
-        let response = self.send(request, repeatable).await?;
-        self.decode(response).await
+        // An answer that breaks off is asked for again where that does no harm. What `send` gives up has had its own tries.
+        let whole = || async {
+            match self.send(&request, repeatable).await {
+                Ok(response) => response.bytes().await.map(Ok),
+                Err(error) => Ok(Err(error)),
+            }
+        };
+        let bytes = whole.retry(tries()).when(|_| repeatable).await.map_err(|error| self.broken_off(error))??;
+        self.parse(&bytes)
     }
 
     /// Sends with our token, which is renewed once if the service says that it is used up.
@@ -178,7 +185,11 @@ impl Client {
 
     pub(super) async fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T, CliError> {
         let bytes = response.bytes().await.map_err(|error| self.broken_off(error))?;
-        serde_json::from_slice(&bytes).map_err(|error| {
+        self.parse(&bytes)
+    }
+
+    fn parse<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, CliError> {
+        serde_json::from_slice(bytes).map_err(|error| {
             CliError::other("bad_answer", format!("{} answers something that is not the ckrv API", self.base))
                 .hint("check the service's URL, and that this ckrv is not older than the service")
                 .source(error)
@@ -195,11 +206,6 @@ impl Client {
         request: impl Fn() -> Result<RequestBuilder, CliError>,
         repeatable: bool,
     ) -> Result<Response, CliError> {
-        let policy = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(2))
-            .with_max_times(3)
-            .with_jitter();
         let attempt = || async {
             let response = request().map_err(Failure::Ours)?.send().await.map_err(Failure::Network)?;
             let busy = matches!(
@@ -208,7 +214,7 @@ impl Client {
             );
             if busy { Err(Failure::Busy(response)) } else { Ok(response) }
         };
-        let result = attempt.retry(policy).when(|failure| match failure {
+        let result = attempt.retry(tries()).when(|failure| match failure {
             // Nobody listens on this machine: that doesn't change within a second.
             Failure::Network(error) if error.is_connect() => !is_loopback(&self.base),
             Failure::Network(_) | Failure::Busy(_) => repeatable,
@@ -272,4 +278,13 @@ fn http_client(base: &Url, ca_file: Option<&Path>) -> Result<reqwest::Client, Cl
         }
     }
     builder.build().map_err(failed)
+}
+
+/// How often and how soon something is tried again.
+fn tries() -> ExponentialBuilder {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(2))
+        .with_max_times(3)
+        .with_jitter()
 }
