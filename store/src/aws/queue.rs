@@ -15,7 +15,7 @@
 //! one more when it is purged. A bucket of its own for each day would cost the same, need a second write at each end, and could lose that one.
 
 use aws_sdk_dynamodb::operation::query::QueryOutput;
-use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, Select};
+use aws_sdk_dynamodb::types::{AttributeValue, Select};
 use ckrv_core::id::{JobId, UserId};
 use ckrv_core::job::{JobRecord, State};
 use futures::future::try_join_all;
@@ -23,7 +23,6 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 
-use super::edit::Tries;
 use super::jobs::AwsJobs;
 use super::meta::{Meta, PACKED, job_of, meta_key};
 use super::table::{COUNTED, Item, QPK, QSK, QUEUE_INDEX, failed, string, text_of};
@@ -221,24 +220,8 @@ impl AwsJobs {
     }
 
     async fn batch(&self, ids: &[JobId]) -> Result<Vec<Item>, StoreError> {
-        const CONTEXT: &str = "reading jobs";
         let keys: BTreeMap<_, _> = ids.iter().map(|id| (*id, meta_key(*id))).collect();
-        let mut keys: Vec<Item> = keys.into_values().collect();
-        let (mut items, mut tries) = (Vec::new(), Tries::begin());
-        while !keys.is_empty() {
-            let wanted = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
-            let wanted = wanted.map_err(|error| StoreError::backend(CONTEXT, error))?;
-            let request = self.table.client.batch_get_item().request_items(&self.table.name, wanted);
-            let answer = request.return_consumed_capacity(COUNTED).send().await.map_err(failed(CONTEXT))?;
-            items.extend(answer.responses.unwrap_or_default().into_values().flatten());
-            // What was throttled or did not fit into one answer.
-            let rest = answer.unprocessed_keys.unwrap_or_default().into_values().next();
-            keys = rest.map(|rest| rest.keys).unwrap_or_default();
-            if !keys.is_empty() && !tries.again().await {
-                return Err(StoreError::backend(CONTEXT, "DynamoDB is too busy"));
-            }
-        }
-        Ok(items)
+        self.table.get_many("reading jobs", keys.into_values().collect()).await
     }
 
     /// Up to `limit` jobs of a list's part that `wanted` wants, those first that stand first in the index. Looks further only where jobs

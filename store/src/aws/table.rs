@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity};
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes, ReturnConsumedCapacity};
 use ckrv_core::id::{JobId, UserId};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
+use super::edit::Tries;
 use super::failure::failure;
 use crate::error::StoreError;
 
@@ -50,6 +51,28 @@ impl Table {
         let request = self.client.get_item().table_name(&self.name).set_key(Some(key)).consistent_read(true);
         let request = request.return_consumed_capacity(COUNTED);
         Ok(request.send().await.map_err(failed(context))?.item)
+    }
+
+    /// The items of these keys that there are, strongly consistent, in no order. No key may be given twice.
+    pub(super) async fn get_many(&self, context: &str, keys: Vec<Item>) -> Result<Vec<Item>, StoreError> {
+        let mut items = Vec::new();
+        // As many as one call takes.
+        for some in keys.chunks(100) {
+            let (mut wanted, mut tries) = (some.to_vec(), Tries::begin());
+            while !wanted.is_empty() {
+                let keys = KeysAndAttributes::builder().set_keys(Some(wanted)).consistent_read(true).build();
+                let keys = keys.map_err(|error| StoreError::backend(context, error))?;
+                let request = self.client.batch_get_item().request_items(&self.name, keys).return_consumed_capacity(COUNTED);
+                let answer = request.send().await.map_err(failed(context))?;
+                items.extend(answer.responses.unwrap_or_default().into_values().flatten());
+                // What one answer has no room for, or what is throttled.
+                wanted = answer.unprocessed_keys.unwrap_or_default().into_values().flat_map(|keys| keys.keys).collect();
+                if !wanted.is_empty() && !tries.again().await {
+                    return Err(StoreError::backend(context, "DynamoDB is too busy"));
+                }
+            }
+        }
+        Ok(items)
     }
 
     /// All items of one partition whose sort key begins with `prefix`, in order, strongly consistent.

@@ -1,11 +1,11 @@
 //! The calls that account records need: conditional writes that recognise themselves, and reads of many items.
 
-use aws_sdk_dynamodb::types::{AttributeValue, Delete, KeysAndAttributes, TransactWriteItem};
+use aws_sdk_dynamodb::types::{AttributeValue, Delete, TransactWriteItem};
 use uuid::Uuid;
 
 use super::items::{GUARD, Stored, read_all};
 use crate::aws::edit::{Edit, Met, Sent, Tries, absent, put};
-use crate::aws::table::{COUNTED, Item, PK, Table, failed, string, text_of};
+use crate::aws::table::{Item, PK, Table, string, text_of};
 use crate::error::StoreError;
 
 /// Who wrote an item last. By it a writer whose answer was lost, and who is then refused by its own condition, recognises its own write.
@@ -90,22 +90,5 @@ async fn write(table: &Table, context: &str, items: Vec<TransactWriteItem>, mark
 
 /// The records of many keys, in no order, strongly consistent. Those that are gone or can't be read are left out.
 pub(super) async fn get_all<T: Stored>(table: &Table, context: &str, keys: Vec<Item>) -> Result<Vec<T>, StoreError> {
-    let mut records = Vec::new();
-    // As many as one call takes.
-    for some in keys.chunks(100) {
-        let (mut wanted, mut tries) = (some.to_vec(), Tries::begin());
-        while !wanted.is_empty() {
-            let keys = KeysAndAttributes::builder().set_keys(Some(wanted)).consistent_read(true).build();
-            let keys = keys.map_err(|error| StoreError::backend(context, error))?;
-            let request = table.client.batch_get_item().request_items(&table.name, keys).return_consumed_capacity(COUNTED);
-            let answer = request.send().await.map_err(failed(context))?;
-            records.extend(answer.responses.unwrap_or_default().into_values().flat_map(|items| read_all(&items)));
-            // What one answer has no room for, or what is throttled.
-            wanted = answer.unprocessed_keys.unwrap_or_default().into_values().flat_map(|keys| keys.keys).collect();
-            if !wanted.is_empty() && !tries.again().await {
-                return Err(StoreError::backend(context, "DynamoDB is too busy"));
-            }
-        }
-    }
-    Ok(records)
+    Ok(read_all(&table.get_many(context, keys).await?))
 }
