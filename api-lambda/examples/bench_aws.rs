@@ -18,6 +18,7 @@ use ckrv_core::machine::Verb;
 use ckrv_core::wire::AgentInfo;
 use ckrv_store::{AccessToken, NewJob, QuotaRule, RefreshFamily, StoreConfig, Stores};
 use ckrv_tests::aws::Aws;
+use ckrv_tests::lambda_runtime::Sandbox;
 use jiff::SignedDuration;
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -48,6 +49,36 @@ async fn main() {
     let owner = ckrv_api::ensure_owner(&stores, ckrv_core::wire::Tier::Enterprise, Timestamp::now()).await.unwrap().id;
     api(&aws, &stores, owner).await;
     claims(&aws, &stores, owner).await;
+    function(&aws).await;
+}
+
+/// The packaged function behind a stub of Lambda's runtime: how long until it asks for work, what it holds after a hundred requests.
+async fn function(aws: &Aws) {
+    let env = ckrv_tests::lambda_front::environment(aws, "");
+    let mut starts = Vec::new();
+    for _ in 0..9 {
+        starts.push(Sandbox::start(&env).await.unwrap().init);
+    }
+    starts.sort();
+    let sandbox = Sandbox::start(&env).await.unwrap();
+    let event = serde_json::json!({
+        "version": "2.0", "routeKey": "$default", "rawPath": "/readyz", "rawQueryString": "", "headers": { "host": "localhost" },
+        "requestContext": { "http": { "method": "GET", "path": "/readyz", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1" },
+                            "stage": "$default", "requestId": "bench", "timeEpoch": 0 },
+        "isBase64Encoded": false,
+    });
+    for _ in 0..100 {
+        let answer = sandbox.invoke(&event, Duration::from_secs(30)).await.unwrap().whole().await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let (now, highest) = sandbox.memory().unwrap();
+    let ms = |at: usize| starts[at].as_secs_f64() * 1000.0;
+    println!("the function's init|p50 {:.1} ms, worst {:.1} ms (n = 9)|-|-", ms(4), ms(8));
+    println!("the function's memory after 100 requests|{:.1} MB, at most {:.1} MB|-|-", mb(now), mb(highest));
+}
+
+fn mb(kib: u64) -> f64 {
+    kib as f64 * 1024.0 / 1e6
 }
 
 /// `GET /v1/jobs/{id}` beside a bare axum handler that reads the same four items.

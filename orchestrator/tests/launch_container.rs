@@ -110,7 +110,7 @@ async fn an_agent_that_eats_its_memory_is_told_from_one_that_is_killed() {
     match end {
         Ok(end) => assert_eq!(end.record.status, ExitStatus::OomKilled, "{end:?}"),
         // The engine killed the container as a whole.
-        Err(SessionError::Lost(_)) => assert!(instance.watch().await.oom_killed),
+        Err(SessionError::Lost(_)) => assert_eq!(instance.watch().await.fault, Some(Fault::OutOfMemory)),
         Err(error) => panic!("{error}"),
     }
     instance.stop().await;

@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: measures the release build and writes docs/benchmarks.md. A figure stands beside something else that was
 //! run in the same minute; machines differ, ratios less so. Nothing here fails because it is slow.
 
+mod aws;
 mod jobs;
 mod service;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,7 +22,7 @@ use service::Service;
 /// A line of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     pub figure: String,
     /// What was run beside it, with its figure.
     pub beside: String,
@@ -33,7 +35,7 @@ impl Row {
     pub fn of_samples(name: &'static str, ours: &Sample, other: (&str, &Sample), goal: &'static str) -> Self {
         let ratio = ours.p50().as_secs_f64() / other.1.p50().as_secs_f64();
         let beside = format!("{}: {}", other.0, figures(other.1));
-        Self { name, figure: figures(ours), beside, ratio: ratio.is_finite().then_some(ratio), goal }
+        Self { name: name.into(), figure: figures(ours), beside, ratio: ratio.is_finite().then_some(ratio), goal }
     }
 }
 
@@ -77,8 +79,14 @@ pub fn run(args: &Args) -> Result<()> {
     for (title, measurement) in ALONE {
         rows.push(shown(steps.run(title, || measurement(&ckrv))?));
     }
+    for row in aws::rows(&mut steps)? {
+        rows.push(shown(row));
+    }
     let path = workspace::root().join("docs/benchmarks.md");
-    std::fs::write(&path, page(&rows, &machine(&load))).with_context(|| format!("can't write {}", path.display()))?;
+    // What was written by hand below the table stays, to be read against the new figures.
+    let old = std::fs::read_to_string(&path).unwrap_or_default();
+    let notes = old.find("\n## ").map_or("", |at| &old[at..]);
+    std::fs::write(&path, page(&rows, &machine(&load)) + notes).with_context(|| format!("can't write {}", path.display()))?;
     steps.finish("docs/benchmarks.md is written");
     Ok(())
 }
@@ -89,7 +97,8 @@ fn shown(row: Row) -> Row {
 }
 
 fn release() -> Result<PathBuf> {
-    steps::run(workspace::cargo().args(["build", "--quiet", "--release", "--package", "ckrv"]))?;
+    let args = ["build", "--quiet", "--release", "--workspace", "--bin", "ckrv", "--example", "bench_aws"];
+    steps::run(workspace::cargo().args(args).args(workspace::FEATURES))?;
     Ok(workspace::target_dir()?.join("release/ckrv"))
 }
 
@@ -110,7 +119,7 @@ fn idle_memory(ckrv: &Path) -> Result<Row> {
         kib = (kib.1, measure::resident_kib(server.id())?);
     }
     let figure = format!("{:.1} MB", kib.1 as f64 * 1024.0 / 1e6);
-    Ok(Row { name: "memory of `ckrv serve`, idle", figure, beside: "-".to_owned(), ratio: None, goal: "40 MB" })
+    Ok(Row { name: "memory of `ckrv serve`, idle".into(), figure, beside: "-".to_owned(), ratio: None, goal: "40 MB" })
 }
 
 fn figures(sample: &Sample) -> String {

@@ -101,8 +101,16 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The one that this machine itself can run; its zip.
 pub fn for_this_machine(steps: &mut Steps) -> Result<PathBuf> {
-    let arch = if cfg!(target_arch = "aarch64") { Arch::Arm } else { Arch::X86 };
-    make(steps, arch, &sysroot()?)
+    make(steps, this_machine(), &sysroot()?)
+}
+
+/// The program that is in it.
+pub fn program() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join(this_machine().target()).join("lambda").join(PROGRAM))
+}
+
+fn this_machine() -> Arch {
+    if cfg!(target_arch = "aarch64") { Arch::Arm } else { Arch::X86 }
 }
 
 fn sysroot() -> Result<PathBuf> {

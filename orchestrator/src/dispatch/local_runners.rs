@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use ckrv_core::id::{Fence, JobId};
+use ckrv_core::job::JobRecord;
 
 use super::{Liveness, Runners};
 use crate::gateway::Task;
@@ -88,7 +89,7 @@ fn is_locked(folder: &Path) -> bool {
 
 #[async_trait]
 impl Runners for LocalRunners {
-    async fn start(&self, task: &Task) -> std::io::Result<()> {
+    async fn start(&self, _job: &JobRecord, task: &Task) -> std::io::Result<()> {
         let folder = self.folder(task.job, task.fence);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join(LOCK))?;
@@ -106,8 +107,9 @@ impl Runners for LocalRunners {
         Ok(())
     }
 
-    async fn liveness(&self, job: JobId, fence: Fence) -> Liveness {
-        if is_locked(&self.folder(job, fence)) { Liveness::Alive } else { Liveness::Gone }
+    async fn liveness(&self, job: &JobRecord) -> Liveness {
+        let alive = is_locked(&self.folder(job.id, job.fence));
+        if alive { Liveness::Alive } else { Liveness::Gone("its job runner ended without a report".to_owned()) }
     }
 
     async fn running(&self) -> usize {

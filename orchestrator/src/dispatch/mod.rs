@@ -21,7 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::gateway::{GatewayServer, Task};
+use crate::gateway::{GatewayAddress, GatewayServer, Task};
 use crate::metrics::Part;
 use crate::settings::{LEASE, Settings};
 use crate::trace;
@@ -33,11 +33,13 @@ const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
 const LONGEST_PAGE: usize = 20_000;
 
 /// What is known of an attempt's job runner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Liveness {
     Alive,
-    /// It is no more; nothing of this attempt runs.
-    Gone,
+    /// It is on its way and can't beat yet: the dispatcher beats for it.
+    Starting,
+    /// It is no more; nothing of this attempt runs. What ended it, in words for the job's log.
+    Gone(String),
     /// Can't be told from here: only the lease counts.
     Unknown,
 }
@@ -46,8 +48,9 @@ pub enum Liveness {
 #[async_trait]
 pub trait Runners: Send + Sync {
     /// Starts the job runner of one attempt.
-    async fn start(&self, task: &Task) -> std::io::Result<()>;
-    async fn liveness(&self, job: JobId, fence: Fence) -> Liveness;
+    async fn start(&self, job: &JobRecord, task: &Task) -> std::io::Result<()>;
+    /// Of a job's present attempt.
+    async fn liveness(&self, job: &JobRecord) -> Liveness;
     /// How many run now.
     async fn running(&self) -> usize;
     /// Ends what an attempt whose job runner is gone may have left running.
@@ -224,11 +227,13 @@ impl Dispatcher {
             job: job.id,
             fence,
             claim,
-            socket: self.settings.socket.clone(),
-            token: self.gateway.token(job.id, fence, claim),
+            gateway: GatewayAddress::Socket {
+                path: self.settings.socket.clone(),
+                token: self.gateway.token(job.id, fence, claim),
+            },
             trace,
         };
-        if let Err(error) = self.runners.start(&task).await {
+        if let Err(error) = self.runners.start(&claimed, &task).await {
             self.gateway.metrics().launch_failed();
             tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
             let note = format!("its job runner could not be started: {error}");
@@ -243,12 +248,15 @@ impl Dispatcher {
     /// Looks after one running job; `true` when it is no longer under its lease.
     async fn settle(&self, job: &JobRecord) -> Result<bool, StoreError> {
         let now = (self.clock)();
+        let mut note = "its job runner ended without a report".to_owned();
         let evidence = match self.liveness(job).await {
-            Liveness::Alive if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) => {
+            Liveness::Alive | Liveness::Starting if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) => {
                 return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
             }
             Liveness::Alive => return Ok(false),
-            Liveness::Gone => {
+            Liveness::Starting => return self.beat_for(job).await,
+            Liveness::Gone(how) => {
+                note = how;
                 self.runners.clear(job.id).await;
                 Evidence::Gone
             }
@@ -268,13 +276,27 @@ impl Dispatcher {
         if job.attempt >= MAX_ATTEMPTS {
             return self.end(job, EndReason::AttemptsExhausted, evidence).await;
         }
-        let note = "its job runner ended without a report".to_owned();
         self.settle_with(job, Verb::Reap { fence: job.fence, evidence, not_before: now + backoff(job.attempt), note }).await
+    }
+
+    /// Keeps the lease of an attempt whose job runner is not up yet.
+    async fn beat_for(&self, job: &JobRecord) -> Result<bool, StoreError> {
+        let Some(lease) = &job.lease else { return Ok(false) };
+        let now = (self.clock)();
+        if lease.until > now + LEASE / 2 {
+            return Ok(false);
+        }
+        let verb = Verb::Beat { claim: lease.claim, fence: job.fence, until: now + LEASE };
+        match self.stores.jobs.apply(job.id, &verb, now).await {
+            Ok(_) | Err(VerbError::Refused { .. }) => Ok(false),
+            Err(VerbError::NotFound) => Ok(true),
+            Err(VerbError::Store(error)) => Err(error),
+        }
     }
 
     /// Of an attempt that another dispatcher holds, only the lease tells.
     async fn liveness(&self, job: &JobRecord) -> Liveness {
-        if self.is_ours(job) { self.runners.liveness(job.id, job.fence).await } else { Liveness::Unknown }
+        if self.is_ours(job) { self.runners.liveness(job).await } else { Liveness::Unknown }
     }
 
     fn is_ours(&self, job: &JobRecord) -> bool {

@@ -60,15 +60,16 @@ impl Gateway {
     /// When the HTTP client can't be built.
     pub fn new(task: &Task) -> Result<Self, reqwest::Error> {
         let trace = task.trace.as_deref().and_then(|trace| reqwest::header::HeaderValue::from_str(trace).ok());
+        let GatewayAddress::Socket { path, token } = &task.gateway else { todo!("TLS") };
         let client = reqwest::Client::builder()
-            .unix_socket(task.socket.clone())
+            .unix_socket(path.clone())
             .no_proxy()
             .timeout(Duration::from_secs(60))
             .default_headers(trace.into_iter().map(|trace| (TRACEPARENT, trace)).collect())
             .build()?;
         // The host's name is never looked up: the socket is where this goes.
         let base = format!("http://gateway/attempts/{}/{}/{}", task.job, task.fence, task.claim);
-        Ok(Self { client, base, token: task.token.clone() })
+        Ok(Self { client, base, token: token.clone() })
     }
 
     pub async fn job(&self) -> Result<JobView, GatewayError> {

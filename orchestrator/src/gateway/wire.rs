@@ -10,6 +10,7 @@ use ckrv_core::policy::Policy;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::launch_choice::LauncherChoice;
 use crate::settings::LogPace;
@@ -20,10 +21,7 @@ pub struct Task {
     pub job: JobId,
     pub fence: Fence,
     pub claim: ClaimId,
-    /// The gateway's socket.
-    pub socket: PathBuf,
-    #[serde(serialize_with = "expose")]
-    pub token: SecretString,
+    pub gateway: GatewayAddress,
     /// `traceparent` of what started it.
     #[serde(default)]
     pub trace: Option<String>,
@@ -32,6 +30,29 @@ pub struct Task {
 impl std::fmt::Debug for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Task").field("job", &self.job).field("fence", &self.fence).finish_non_exhaustive()
+    }
+}
+
+/// Where the gateway is, and by what a job runner proves which attempt it is.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum GatewayAddress {
+    /// On the same machine.
+    Socket {
+        path: PathBuf,
+        #[serde(serialize_with = "expose")]
+        token: SecretString,
+    },
+    /// In a cluster: `url` with a certificate that `ca_file` signed. The token in `token_file` names the pod, and is replaced now and then.
+    Tls { url: Url, ca_file: PathBuf, token_file: PathBuf },
+}
+
+impl std::fmt::Debug for GatewayAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket { path, .. } => f.debug_tuple("Socket").field(path).finish(),
+            Self::Tls { url, .. } => f.debug_tuple("Tls").field(&url.as_str()).finish(),
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use ckrv_core::machine::{self, Finish};
 use ckrv_core::spec::Spec;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::gateway::{Gateway, JobView, Task};
+use crate::gateway::{Gateway, GatewayAddress, JobView, Task};
 use crate::trace::{self, LinkSpan};
 use failure::Failure;
 use log::JobLog;
@@ -102,7 +102,9 @@ async fn run_task(task: Task, dir: &Path, shim: &'static [u8]) -> Result<(), Run
     let io = |context: String| move |source| RunnerError::Io { context, source };
     let gateway = Gateway::new(&task).map_err(RunnerError::Client)?;
     let log = JobLog::new(task.fence, &dir.join("log.ndjson")).map_err(io("can't make the log".to_owned()))?;
-    log.hide(task.token.expose_secret());
+    if let GatewayAddress::Socket { token, .. } = &task.gateway {
+        log.hide(token.expose_secret());
+    }
     let view = match gateway.job().await {
         Ok(view) => view,
         Err(error) => {

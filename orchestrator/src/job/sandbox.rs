@@ -14,7 +14,7 @@ use super::failure::Failure;
 use crate::git::{CheckoutOptions, Git, write_checkout};
 use crate::launch::proxy::ProxyClient;
 use crate::launch::{
-    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig,
+    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Fault, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig,
     ProcessLauncher, PullPolicy, SessionConfig, SessionError, ShimSession,
 };
 use crate::launch_choice::LauncherChoice;
@@ -120,7 +120,7 @@ impl Sandbox {
 /// A shim that went away: out of memory is the job's, everything else is ours.
 async fn lost(error: &SessionError, instance: &dyn Instance) -> Failure {
     let ended = instance.stop().await;
-    if ended.oom_killed {
+    if ended.fault == Some(Fault::OutOfMemory) {
         return Failure::Ends(out_of_memory());
     }
     let said = if ended.said.is_empty() { String::new() } else { format!(" ({})", ended.said) };
@@ -149,6 +149,7 @@ async fn launcher(context: &Context) -> Result<Box<dyn Launcher>, Failure> {
             config.pull = PullPolicy::Never;
             Ok(Box::new(ContainerLauncher::new(engine, config)))
         }
+        LauncherChoice::Kubernetes(_) => Err(Failure::Infrastructure("this job runner can't make pods yet".to_owned())),
         LauncherChoice::Process { path, shim } => {
             let program = shim.clone().unwrap_or_else(|| context.program.clone());
             let shim = vec![program.into_os_string(), "internal".into(), "shim".into()];

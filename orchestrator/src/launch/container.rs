@@ -18,7 +18,7 @@ use futures::StreamExt as _;
 use tar::{Builder, EntryType, Header};
 
 use super::engine::{Engine, status};
-use super::{Ended, Instance, LaunchError, LaunchSpec, Launched, Launcher, Tail, attach, check_name};
+use super::{Ended, Fault, Instance, LaunchError, LaunchSpec, Launched, Launcher, Tail, attach, check_name};
 
 /// Where the shim and its folders are: a volume of the container's own, the one place on its disk that can be written to. Podman
 /// gives it to the container's user as a whole; the shim runs already by then, and is never started again.
@@ -74,7 +74,7 @@ impl ContainerLauncher {
         let options = CreateImageOptionsBuilder::default().from_image(image).build();
         let mut progress = std::pin::pin!(self.engine.docker.create_image(Some(options), None, None));
         while let Some(step) = progress.next().await {
-            step.map_err(|source| LaunchError::ImagePull { image: image.to_owned(), source })?;
+            step.map_err(|error| LaunchError::ImagePull { image: image.to_owned(), message: error.to_string() })?;
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ impl ContainerInstance {
         let state = inspected.ok().and_then(|container| container.state).unwrap_or_default();
         Ended {
             code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
-            oom_killed: state.oom_killed.unwrap_or(false),
+            fault: state.oom_killed.unwrap_or(false).then_some(Fault::OutOfMemory),
             said: self.said.text(),
         }
     }

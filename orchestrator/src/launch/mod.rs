@@ -90,10 +90,27 @@ pub trait Instance: Send + Sync {
 pub struct Ended {
     /// Exit code, where it had one.
     pub code: Option<i32>,
-    /// The container as a whole ran out of memory.
-    pub oom_killed: bool,
+    /// What its platform blames, where it blames anything.
+    pub fault: Option<Fault>,
     /// The last of what the shim said on stderr.
     pub said: String,
+}
+
+/// Why a platform ended a shim, or says that it did. The text is the platform's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The container as a whole ran out of memory.
+    OutOfMemory,
+    /// More was written than the disk limit allows.
+    DiskFull(String),
+    /// Its node wanted the room: not the job's doing.
+    Evicted(String),
+    /// Its node is gone, or was never able to run it.
+    NodeLost(String),
+    /// Somebody removed it.
+    Deleted,
+    /// The platform's own clock ended it at the job's deadline.
+    Deadline,
 }
 
 /// Why nothing was launched. `Display` is for the log and for operators, [`LaunchError::hint`] says what to do about it.
@@ -103,12 +120,20 @@ pub enum LaunchError {
     EngineUnreachable { socket: String, source: bollard::errors::Error },
     #[error("the image {image} is not on this machine")]
     ImageNotFound { image: String },
-    #[error("the image {image} could not be pulled")]
-    ImagePull { image: String, source: bollard::errors::Error },
+    #[error("the image {image} could not be pulled: {message}")]
+    ImagePull { image: String, message: String },
     #[error("the container engine refused to {step}")]
     Refused { step: &'static str, source: bollard::errors::Error },
     #[error("the name {0:?} can't be used for a launch")]
     Name(String),
+    #[error("the cluster refused to {step}")]
+    Cluster { step: &'static str, source: Box<kube::Error> },
+    #[error("the cluster's quota has no room: {message}")]
+    Quota { message: String },
+    #[error("no node of the cluster took the pod within {seconds} s: {message}")]
+    Unschedulable { seconds: u64, message: String },
+    #[error("the pod ended before its shim was there: {message}")]
+    NeverUp { fault: Option<Fault>, message: String },
     #[error("this build has no shim for containers")]
     NoShim,
     #[error("{step} failed")]
@@ -126,6 +151,10 @@ impl LaunchError {
             Self::ImagePull { .. } => "check the image's name and digest, and that this machine may read its registry",
             Self::Refused { .. } => "the engine's own message says which limit or setting it can't serve",
             Self::Name(_) => "names have lower-case letters, digits and dashes, at most 63",
+            Self::Cluster { .. } => "`kubectl auth can-i` and the cluster's own message say what is missing",
+            Self::Quota { .. } => "raise the namespace's ResourceQuota, or lower the service's capacity",
+            Self::Unschedulable { .. } => "add nodes, or lower what the policy lets a job ask for",
+            Self::NeverUp { .. } => "look at the pod's events: `kubectl get events`",
             Self::NoShim => "use a build for Linux, or the process launcher",
             Self::Local { .. } => "check free space and permissions of the run folder",
         }
@@ -133,7 +162,16 @@ impl LaunchError {
 
     /// Whether another attempt may go better without anybody changing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::EngineUnreachable { .. } | Self::ImagePull { .. } | Self::Local { .. })
+        matches!(
+            self,
+            Self::EngineUnreachable { .. }
+                | Self::ImagePull { .. }
+                | Self::Local { .. }
+                | Self::Cluster { .. }
+                | Self::Quota { .. }
+                | Self::Unschedulable { .. }
+                | Self::NeverUp { .. }
+        )
     }
 }
 

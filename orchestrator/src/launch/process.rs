@@ -116,7 +116,7 @@ async fn await_end(mut child: Child, ended: watch::Sender<Option<Ended>>) {
         let _ = session_over.await;
     }
     let code = child.wait().await.ok().and_then(|status| status.code());
-    ended.send_replace(Some(Ended { code, oom_killed: false, said: said.text() }));
+    ended.send_replace(Some(Ended { code, fault: None, said: said.text() }));
 }
 
 /// Kills what a shim leaves behind that could not do so itself: one that was killed. The answer comes once that is done.

@@ -119,7 +119,7 @@ pub fn log_line(service: &Service) -> Result<Row> {
     ensure!(times.len() >= 2 * LINES, "only {} of {} lines came", times.len(), 2 * LINES);
     let ours = Sample::new(times);
     Ok(Row {
-        name: "SC-003: an agent's line until `ckrv logs -f` prints it",
+        name: "SC-003: an agent's line until `ckrv logs -f` prints it".into(),
         figure: figures(&ours),
         beside: "-".to_owned(),
         ratio: None,
@@ -139,7 +139,7 @@ pub fn pulled(service: &Service) -> Result<Row> {
     }
     let ours = Sample::new(times);
     Ok(Row {
-        name: "SC-005: a job's end until `ckrv wait && ckrv pull` is done",
+        name: "SC-005: a job's end until `ckrv wait && ckrv pull` is done".into(),
         figure: figures(&ours),
         beside: "-".to_owned(),
         ratio: None,
@@ -160,7 +160,7 @@ pub fn login(service: &mut Service) -> Result<Row> {
     let all = began.elapsed();
     let figure = format!("{} until page and code are shown, {} in all", short(shown), short(all));
     Ok(Row {
-        name: "SC-006: `ckrv cloud login` without the person's own time",
+        name: "SC-006: `ckrv cloud login` without the person's own time".into(),
         figure,
         beside: "polls every 5 s".to_owned(),
         ratio: None,
@@ -206,7 +206,7 @@ pub fn memory_after_jobs(service: &Service) -> Result<Row> {
     let late = mb(measure::resident_kib(service.process.id())?);
     let figure = format!("{late:.1} MB ({:+.1} kB per job)", (late - early) * 1000.0 / 900.0);
     Ok(Row {
-        name: "memory of `ckrv serve` after 1,000 trivial jobs",
+        name: "memory of `ckrv serve` after 1,000 trivial jobs".into(),
         figure,
         beside: format!("after the first 100: {early:.1} MB"),
         ratio: Some(late / early),
