@@ -6,6 +6,7 @@
 mod attach;
 mod container;
 mod engine;
+pub mod kubernetes;
 mod lines;
 mod process;
 pub mod proxy;

@@ -1,0 +1,209 @@
+//! Making and removing pods, where an answer may be lost and a name may be taken.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::core::Status;
+use kube::{Api, Client, Error, ResourceExt as _};
+
+use super::fault::is_over;
+use super::pods::{JOB, MANAGED_BY, MANAGER, ROLE};
+use crate::launch::LaunchError;
+
+/// For one request with everything that it is tried again for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A client that says who it is, and leaves it to us when to ask again: the library's own patience is minutes.
+pub fn client(mut config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
+    config.default_retry = false;
+    config.headers.push((hyper::header::USER_AGENT, hyper::header::HeaderValue::from_static(name)));
+    Client::try_from(config).map_err(|error| refused("take a client", error))
+}
+
+pub(crate) fn refused(step: &'static str, error: Error) -> LaunchError {
+    match error {
+        Error::Api(status) if is_quota(&status) => LaunchError::Quota { message: status.message },
+        error => LaunchError::Cluster { step, source: Box::new(error) },
+    }
+}
+
+fn is_quota(status: &Status) -> bool {
+    status.is_forbidden() && status.message.contains("exceeded quota")
+}
+
+/// Whether the same request may go better in a moment. A conflict is one of the quota's own book-keeping.
+pub(crate) fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Api(status) => status.code == 429 || status.code >= 500 || (status.is_conflict() && !status.is_already_exists()),
+        Error::HyperError(_) | Error::Service(_) | Error::ReadEvents(_) => true,
+        _ => false,
+    }
+}
+
+/// Creates a pod, or gives the one that an earlier request made whose answer never came.
+///
+/// A pod of that name that is ours, but dead or of another claim, is removed first.
+///
+/// # Errors
+/// [`LaunchError::Quota`] at once; another refusal after half a minute of trying. A stranger's pod is left alone.
+pub(crate) async fn create_or_adopt(api: &Api<Pod>, pod: &Pod) -> Result<Pod, LaunchError> {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    let mut pauses = pauses();
+    loop {
+        let error = match api.create(&PostParams::default(), pod).await {
+            Ok(made) => return Ok(made),
+            Err(Error::Api(status)) if status.is_already_exists() => match settle(api, pod, status).await? {
+                Settled::Ours(found) => return Ok(*found),
+                Settled::NotYet(error) => error,
+            },
+            Err(error) if is_passing(&error) => error,
+            Err(error) => return Err(refused("create the pod", error)),
+        };
+        let pause = pauses.next().unwrap_or(Duration::from_secs(5));
+        if tokio::time::Instant::now() + pause > until {
+            return Err(refused("create the pod", error));
+        }
+        tracing::debug!(%error, "the pod is created again in a moment");
+        tokio::time::sleep(pause).await;
+    }
+}
+
+enum Settled {
+    Ours(Box<Pod>),
+    NotYet(Error),
+}
+
+/// Looks at the pod that has the name already.
+async fn settle(api: &Api<Pod>, wanted: &Pod, taken: Box<Status>) -> Result<Settled, LaunchError> {
+    let found = match api.get_opt(&wanted.name_any()).await {
+        Ok(found) => found,
+        Err(error) if is_passing(&error) => return Ok(Settled::NotYet(error)),
+        Err(error) => return Err(refused("look for the pod", error)),
+    };
+    match found {
+        // Gone meanwhile.
+        None => {}
+        Some(found) if is_same(&found, wanted) && is_usable(&found) => return Ok(Settled::Ours(Box::new(found))),
+        Some(found) if is_related(&found, wanted) => delete(api, &found, 1).await?,
+        Some(_) => {
+            let error = Error::Api(taken);
+            return Err(refused("create the pod: its name is taken by one that isn't ours", error));
+        }
+    }
+    Ok(Settled::NotYet(Error::Api(taken)))
+}
+
+fn is_usable(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !is_over(pod)
+}
+
+/// Made by the same call: every label and annotation that it was to have, and the same owner. What admission added counts for nothing.
+fn is_same(found: &Pod, wanted: &Pod) -> bool {
+    let owners = |pod: &Pod| pod.owner_references().iter().map(|owner| owner.uid.clone()).collect::<Vec<_>>();
+    wanted.labels().iter().all(|(key, value)| found.labels().get(key) == Some(value))
+        && wanted.annotations().iter().all(|(key, value)| found.annotations().get(key) == Some(value))
+        && owners(found) == owners(wanted)
+}
+
+/// Of the same job and kind: ours to remove.
+fn is_related(found: &Pod, wanted: &Pod) -> bool {
+    let same = |key: &str| found.labels().get(key).is_some_and(|value| wanted.labels().get(key) == Some(value));
+    found.labels().get(MANAGED_BY).is_some_and(|value| value == MANAGER) && same(JOB) && same(ROLE)
+}
+
+/// Deletes this very pod, not another one of its name. One that is gone is no error.
+pub(crate) async fn delete(api: &Api<Pod>, pod: &Pod, grace_seconds: u32) -> Result<(), LaunchError> {
+    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    let params = DeleteParams { grace_period_seconds: Some(grace_seconds), preconditions, ..Default::default() };
+    let mut pauses = pauses();
+    loop {
+        match api.delete(&pod.name_any(), &params).await {
+            Ok(_) => return Ok(()),
+            Err(Error::Api(status)) if status.is_not_found() => return Ok(()),
+            // Another pod has its name by now.
+            Err(Error::Api(status)) if status.is_conflict() && status.message.contains("UID") => return Ok(()),
+            Err(error) if is_passing(&error) => match pauses.next() {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(refused("delete the pod", error)),
+            },
+            Err(error) => return Err(refused("delete the pod", error)),
+        }
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(200))
+        .with_max_delay(Duration::from_secs(5))
+        .with_max_times(8)
+        .with_jitter()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+
+    use super::*;
+    use crate::launch::kubernetes::pods::{CLAIM, FENCE};
+
+    fn pod(fence: &str, claim: &str, owner: &str) -> Pod {
+        let mut pod = Pod::default();
+        for (key, value) in [(MANAGED_BY, MANAGER), (JOB, "a-job"), (ROLE, "agent"), (FENCE, fence)] {
+            pod.labels_mut().insert(key.to_owned(), value.to_owned());
+        }
+        pod.annotations_mut().insert(CLAIM.to_owned(), claim.to_owned());
+        pod.owner_references_mut().push(OwnerReference { uid: owner.to_owned(), ..Default::default() });
+        pod
+    }
+
+    #[test]
+    fn only_a_pod_of_the_same_attempt_claim_and_owner_is_adopted() {
+        let wanted = pod("2", "claim", "owner");
+        let mut with_more = wanted.clone();
+        with_more.annotations_mut().insert("admission".to_owned(), "was here".to_owned());
+        assert!(is_same(&with_more, &wanted) && is_usable(&with_more));
+        for other in [pod("1", "claim", "owner"), pod("2", "another", "owner"), pod("2", "claim", "another")] {
+            assert!(!is_same(&other, &wanted) && is_related(&other, &wanted), "{other:?}");
+        }
+        let mut leaving = wanted.clone();
+        leaving.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        assert!(!is_usable(&leaving));
+    }
+
+    #[test]
+    fn a_strangers_pod_is_neither_adopted_nor_removed() {
+        let wanted = pod("2", "claim", "owner");
+        let mut stranger = wanted.clone();
+        stranger.labels_mut().insert(JOB.to_owned(), "another job".to_owned());
+        assert!(!is_same(&stranger, &wanted) && !is_related(&stranger, &wanted));
+        let mut unmanaged = wanted.clone();
+        unmanaged.labels_mut().remove(MANAGED_BY);
+        assert!(!is_same(&unmanaged, &wanted) && !is_related(&unmanaged, &wanted));
+    }
+
+    #[test]
+    fn a_full_quota_is_told_from_missing_rights_and_passing_errors_from_both() {
+        let api = |code: u16, reason: &str, message: &str| Error::Api(Status::failure(message, reason).with_code(code).boxed());
+        let quota = api(
+            403,
+            "Forbidden",
+            "pods \"p\" is forbidden: exceeded quota: ckrv, requested: pods=1, used: pods=9, limited: pods=9",
+        );
+        assert!(!is_passing(&quota));
+        assert!(matches!(refused("create the pod", quota), LaunchError::Quota { .. }));
+        let rights = api(403, "Forbidden", "pods is forbidden: User \"x\" cannot create resource \"pods\"");
+        assert!(!is_passing(&rights));
+        assert!(matches!(refused("create the pod", rights), LaunchError::Cluster { .. }));
+        for passing in [
+            api(409, "Conflict", "Operation cannot be fulfilled on resourcequotas \"ckrv\": the object has been modified"),
+            api(429, "TooManyRequests", "too many requests"),
+            api(503, "ServiceUnavailable", "apiserver is shutting down"),
+        ] {
+            assert!(is_passing(&passing), "{passing}");
+        }
+        assert!(!is_passing(&api(409, "AlreadyExists", "pods \"p\" already exists")));
+    }
+}
