@@ -31,6 +31,44 @@ pub fn gemini() -> Result<PathBuf> {
     variable("CKRV_TEST_GEMINI").map(PathBuf::from)
 }
 
+/// A Kubernetes cluster, as its administrator.
+pub fn kubeconfig() -> Result<PathBuf> {
+    variable("CKRV_TEST_KUBECONFIG").map(PathBuf::from)
+}
+
+/// Our own image, which the cluster's nodes have: `ckrv` under test, git, ssh, certificates, busybox.
+pub fn kube_image() -> Result<String> {
+    variable("CKRV_TEST_KUBE_IMAGE")
+}
+
+/// What [`image`] is, on the cluster's nodes.
+pub fn kube_agents() -> Result<String> {
+    variable("CKRV_TEST_KUBE_AGENTS")
+}
+
+/// What [`tiny_image`] is, on the cluster's nodes.
+pub fn kube_tiny() -> Result<String> {
+    variable("CKRV_TEST_KUBE_TINY")
+}
+
+/// An address of this machine that pods reach.
+pub fn kube_host() -> Result<std::net::IpAddr> {
+    variable("CKRV_TEST_KUBE_HOST_IP")?.parse().context("CKRV_TEST_KUBE_HOST_IP is no address")
+}
+
+/// The programs `kubectl`, `helm` and `kwok`.
+pub fn kubectl() -> Result<PathBuf> {
+    variable("CKRV_TEST_KUBECTL").map(PathBuf::from)
+}
+
+pub fn helm() -> Result<PathBuf> {
+    variable("CKRV_TEST_HELM").map(PathBuf::from)
+}
+
+pub fn kwok() -> Result<PathBuf> {
+    variable("CKRV_TEST_KWOK").map(PathBuf::from)
+}
+
 /// The seed of a soak, else the fixed one of the ordinary tests.
 pub fn seed() -> u64 {
     std::env::var("CKRV_SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)

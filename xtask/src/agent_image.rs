@@ -18,6 +18,9 @@ use crate::workspace::Cache;
 
 pub const AGENTS_IMAGE: &str = "localhost/ckrv-test-agents:1";
 pub const TINY_IMAGE: &str = "localhost/ckrv-test-tiny:1";
+const BASE_IMAGE: &str = "localhost/ckrv-test-ckrv-base:1";
+/// Where Debian, and much else, keeps all of them in one file.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Raise it when the way an image is made changes.
 const RECIPE: &str = "1";
 
@@ -33,6 +36,7 @@ pub struct Recipe {
     /// Further names: those by which the adapters ask for their images.
     pub names: Vec<String>,
     files: Vec<Item>,
+    texts: Vec<(&'static str, &'static str)>,
     folders: Vec<Item>,
     links: Vec<(PathBuf, PathBuf)>,
     pub digest: String,
@@ -66,9 +70,45 @@ pub fn agents(agents: &Agents) -> Result<Recipe> {
     recipe.finish(&format!("{CLAUDE} {GEMINI} node {}", agents.node_version))
 }
 
+/// What `ckrv` finds around it in its own image: git with its helpers, ssh, certificates, busybox.
+pub fn base() -> Result<Recipe> {
+    let mut recipe = Recipe::new(BASE_IMAGE);
+    recipe.busybox(&["sh"])?;
+    for program in ["git", "ssh"] {
+        let from = which(program).with_context(|| format!("{program} is missing"))?;
+        recipe.program(&from, &format!("usr/bin/{program}"))?;
+    }
+    let helpers = PathBuf::from(steps::text(Command::new("git").arg("--exec-path"))?);
+    recipe.libraries(&helpers.join("git-remote-https"))?;
+    let to = helpers.strip_prefix("/").unwrap_or(&helpers).to_owned();
+    recipe.folders.push(Item { from: helpers, to });
+    recipe.files.push(Item { from: CERTIFICATES.into(), to: CERTIFICATES.trim_start_matches('/').into() });
+    recipe.texts.push(("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"));
+    let git = steps::text(Command::new("git").arg("--version"))?;
+    recipe.finish(&format!("ckrv base, {git}"))
+}
+
+/// One program and its libraries, as a layer of its own.
+pub fn layer(program: &Path, to: &str, tar: &Path) -> Result<()> {
+    let mut recipe = Recipe::new("");
+    recipe.program(program, to)?;
+    let mut tar = Builder::new(BufWriter::new(File::create(tar)?));
+    recipe.write_items(&mut tar).context("can't write the layer")?;
+    tar.into_inner()?.into_inner()?;
+    Ok(())
+}
+
 impl Recipe {
     fn new(image: &'static str) -> Self {
-        Self { image, names: Vec::new(), files: Vec::new(), folders: Vec::new(), links: Vec::new(), digest: String::new() }
+        Self {
+            image,
+            names: Vec::new(),
+            files: Vec::new(),
+            texts: Vec::new(),
+            folders: Vec::new(),
+            links: Vec::new(),
+            digest: String::new(),
+        }
     }
 
     /// The static busybox, and every applet of it as a link.
@@ -88,7 +128,11 @@ impl Recipe {
 
     fn program(&mut self, from: &Path, to: &str) -> Result<()> {
         self.files.push(Item { from: from.to_owned(), to: to.into() });
-        for library in libraries(from)? {
+        self.libraries(from)
+    }
+
+    fn libraries(&mut self, of: &Path) -> Result<()> {
+        for library in libraries(of)? {
             let to = library.strip_prefix("/").unwrap_or(&library).to_owned();
             if !self.files.iter().any(|file| file.to == to) {
                 self.files.push(Item { from: library, to });
@@ -147,6 +191,13 @@ impl Recipe {
             b"root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/sh\n",
         )?;
         append(tar, EntryType::Regular, Path::new("etc/group"), 0o644, b"root:x:0:\nagent:x:1000:\n")?;
+        for (path, text) in &self.texts {
+            append(tar, EntryType::Regular, Path::new(path), 0o644, text.as_bytes())?;
+        }
+        self.write_items(tar)
+    }
+
+    fn write_items(&self, tar: &mut Builder<impl std::io::Write>) -> Result<()> {
         for file in &self.files {
             append_file(tar, &file.from, &file.to)?;
         }

@@ -15,6 +15,8 @@ pub mod guard;
 mod install;
 mod server;
 
+pub use self::install::once;
+
 /// SeaweedFS is many servers in one, each with a port for HTTP and one for gRPC.
 const WEED_PORTS: [&str; 8] = [
     "-s3.port",

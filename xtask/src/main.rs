@@ -8,6 +8,7 @@ mod agent_image;
 mod bench;
 mod checks;
 mod cloud;
+mod cluster;
 mod demo;
 mod machine;
 mod measure;
@@ -45,11 +46,19 @@ enum Command {
     Package(package::Args),
     /// Only bring the parts that the tests need onto this machine
     Setup,
+    /// Run the Kubernetes cluster of the tests until Ctrl-C, to look at it
+    Cluster(cluster::Args),
     /// Kill and restart the server again and again, from a seed
     Soak(soak::Args),
     /// Run a server of the bench until the stdin given to it ends
     #[command(hide = true)]
     Guard(cloud::guard::Args),
+    /// Make a cluster's namespaces, and clear away what it has left when stdin ends
+    #[command(hide = true)]
+    ClusterGuard(cluster::guard::Args),
+    /// Start a cluster's parts, as process 1 of its namespaces
+    #[command(hide = true)]
+    ClusterInit(cluster::guard::Args),
 }
 
 #[derive(Subcommand)]
@@ -69,6 +78,9 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Soak(args) => soak::run(&args),
         Command::Guard(args) => cloud::guard::run(&args),
+        Command::Cluster(args) => cluster::run(&args),
+        Command::ClusterGuard(args) => cluster::guard::guard(&args),
+        Command::ClusterInit(args) => cluster::guard::init(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

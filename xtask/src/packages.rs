@@ -31,6 +31,29 @@ const ANY_WILL_DO: [(&str, &str); 5] = [
 const WASM: [(&str, &str); 4] =
     [("rustc-web", "rustc-web"), ("cargo-web", "cargo-web"), ("rust-web-src", "rust-web-src"), ("wasm-ld-19", "lld-19")];
 
+/// For the Kubernetes cluster. Some of them have their programs where no PATH leads.
+const CLUSTER: [(&str, &str); 7] = [
+    ("etcd", "etcd-server"),
+    ("containerd", "containerd"),
+    ("ptp", "containernetworking-plugins"),
+    ("iptables", "iptables"),
+    ("conntrack", "conntrack"),
+    ("ip", "iproute2"),
+    ("strip", "binutils"),
+];
+
+/// What [`debian`] installs, for a cluster.
+pub fn cluster() -> Result<()> {
+    if which("dpkg-query").is_some() {
+        return install(&CLUSTER);
+    }
+    let missing: Vec<_> = CLUSTER.iter().filter(|(program, _)| which(program).is_none()).map(|(program, _)| *program).collect();
+    if !missing.is_empty() {
+        bail!("install these programs first (or test without them: `cargo xtask test --fast`): {}", missing.join(", "));
+    }
+    Ok(())
+}
+
 /// Installs what is missing when we are root; else says what to type.
 pub fn debian() -> Result<()> {
     let is_missing = |(program, _): &&(&str, &str)| which(program).is_none();
@@ -165,6 +188,6 @@ fn platform() -> &'static str {
 /// Finds a program on the PATH or where Debian puts what only root or another program starts.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/sbin", "/usr/lib/podman", "/usr/libexec/podman"].map(PathBuf::from);
+    let more = ["/usr/sbin", "/sbin", "/usr/lib/podman", "/usr/libexec/podman", "/usr/lib/cni"].map(PathBuf::from);
     std::env::split_paths(&path).chain(more).map(|folder| folder.join(program)).find(|candidate| candidate.is_file())
 }

@@ -1,22 +1,24 @@
 //! Brings what the tests need onto the machine, and hands the tests its whereabouts as environment variables.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::agent_image::{self, AGENTS_IMAGE, TINY_IMAGE};
 use crate::cloud::{self, Cloud};
+use crate::cluster::{self, Cluster};
 use crate::packages;
 use crate::podman::{Podman, Service};
 use crate::steps::{Steps, say};
 use crate::workspace::Cache;
 
-/// A bench that is ready; dropped, its Podman service and its servers stop.
+/// A bench that is ready; dropped, its Podman service, its servers and its cluster stop.
 #[derive(Debug)]
 pub struct Bench {
     service: Service,
     cloud: Cloud,
+    cluster: Cluster,
     claude: PathBuf,
     gemini: PathBuf,
 }
@@ -28,6 +30,12 @@ impl Bench {
         command.env("CKRV_TEST_IMAGE", AGENTS_IMAGE).env("CKRV_TEST_TINY_IMAGE", TINY_IMAGE);
         command.env("CKRV_TEST_CLAUDE", &self.claude).env("CKRV_TEST_GEMINI", &self.gemini);
         self.cloud.export(command);
+        self.cluster.export(command);
+    }
+
+    /// Hands the program under test to what runs it from an image.
+    pub fn import(&self, ckrv: &Path) -> Result<()> {
+        self.cluster.import(ckrv)
     }
 }
 
@@ -38,7 +46,7 @@ pub fn run() -> Result<()> {
     steps.finish("the bench is ready");
     let mut shown = Command::new("env");
     bench.export(&mut shown);
-    say("    `cargo xtask test` starts a Podman service and stand-ins for AWS, and gives the tests these variables:");
+    say("    `cargo xtask test` starts a Podman service, stand-ins for AWS and a cluster, and gives the tests these variables:");
     for (name, value) in shown.get_envs() {
         let name = name.to_string_lossy();
         let value =
@@ -55,16 +63,30 @@ pub fn bring(steps: &mut Steps) -> Result<Bench> {
     steps.run("set-up: packages of the machine", packages::debian)?;
     steps.run("set-up: a compiler for the adapters", packages::wasm_toolchain)?;
     let agents = steps.run("set-up: Claude Code and Gemini CLI", || packages::agents(&cache))?;
-    let programs = steps.run("set-up: stand-ins for AWS, and what checks our side of it", || cloud::install(&cache))?;
-    let podman = Podman::new(&cache)?;
-    let service = steps.run("set-up: podman", || podman.serve())?;
-    steps.run("set-up: container images", || {
-        podman.import(&agent_image::tiny()?, &cache)?;
-        podman.import(&agent_image::agents(&agents)?, &cache)?;
-        check(&podman)
+    let what = "set-up: stand-ins for AWS, what checks our side of it, and a cluster's programs";
+    let (programs, cluster) = steps.run(what, || {
+        std::thread::scope(|scope| {
+            let cluster = scope.spawn(|| cluster::install(&cache));
+            Ok((cloud::install(&cache)?, joined(cluster.join())?))
+        })
     })?;
-    let cloud = steps.run("set-up: start the stand-ins for AWS", || Cloud::start(programs))?;
-    Ok(Bench { service, cloud, claude: agents.claude.clone(), gemini: agents.gemini_entry() })
+    std::thread::scope(|scope| {
+        let cluster = scope.spawn(|| Cluster::start(cluster, &cache, &agents));
+        let podman = Podman::new(&cache)?;
+        let service = steps.run("set-up: podman", || podman.serve())?;
+        steps.run("set-up: container images", || {
+            podman.import(&agent_image::tiny()?, &cache)?;
+            podman.import(&agent_image::agents(&agents)?, &cache)?;
+            check(&podman)
+        })?;
+        let cloud = steps.run("set-up: start the stand-ins for AWS", || Cloud::start(programs))?;
+        let cluster = steps.run("set-up: the cluster is up", || joined(cluster.join()))?;
+        Ok(Bench { service, cloud, cluster, claude: agents.claude.clone(), gemini: agents.gemini_entry() })
+    })
+}
+
+fn joined<T>(thread: std::thread::Result<T>) -> T {
+    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Both agents start in a container as narrow as a job's.

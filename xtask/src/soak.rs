@@ -36,6 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
     let bench = setup::bring(&mut steps)?;
     let ckrv = steps.run("build ckrv", || workspace::build("ckrv"))?;
+    steps.run("put ckrv into its image", || bench.import(&ckrv))?;
     steps.run("find the kill tests", some_tests)?;
     let deadline = Instant::now() + Duration::from_secs(args.minutes.saturating_mul(60));
     let mut seed = args.seed;

@@ -49,6 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     command.env("CKRV_BIN", &ckrv).env("CKRV_BOOTSTRAP_BIN", built.join("bootstrap"));
     match &bench {
         Some(bench) => {
+            steps.run("put ckrv into its image", || bench.import(&ckrv))?;
             command.env("CKRV_TEST_PACKAGE", package::for_this_machine(&mut steps)?);
             steps.run("tests", || full(&mut command, bench, filter))?;
             if filter.is_none() {

@@ -136,7 +136,7 @@ fn cargo(root: &Path, package: &str, version: &str) -> Result<PathBuf> {
 
 /// Makes a folder unless it is there and whole, which a mark in it says. It is not made elsewhere and renamed: a Python environment
 /// knows its own path.
-fn once(folder: &Path, brings: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
+pub fn once(folder: &Path, brings: &str, make: impl FnOnce() -> Result<()>) -> Result<()> {
     let mark = folder.join("whole");
     let proof = folder.join(brings);
     if mark.exists() && proof.exists() {
