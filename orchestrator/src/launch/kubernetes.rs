@@ -4,8 +4,8 @@
 //!
 //! Of each agent pod the API server hears a create and a delete from us; one watch tells of all pods of the attempt.
 
-mod create;
-mod fault;
+pub(crate) mod create;
+pub(crate) mod fault;
 #[cfg(any())]
 mod instance;
 #[cfg(any())]
@@ -16,8 +16,6 @@ mod watching;
 use std::net::IpAddr;
 
 pub use self::create::client;
-pub(crate) use self::create::{create_or_adopt, delete, is_passing, refused};
-pub(crate) use self::fault::{describe, ended, fault_of, is_over, is_scheduled};
 pub use self::pods::Belongs;
 use crate::launch_choice::Cluster;
 

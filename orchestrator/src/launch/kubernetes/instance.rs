@@ -8,7 +8,8 @@ use kube::ResourceExt as _;
 use tokio::sync::OnceCell;
 
 use super::launcher::{Launching, STOP_SECONDS, end_of};
-use super::{delete, ended};
+use super::create::delete;
+use super::fault::ended;
 use crate::launch::{Ended, Instance};
 
 pub(super) struct PodInstance {

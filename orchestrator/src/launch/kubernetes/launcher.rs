@@ -13,11 +13,12 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::{sleep, timeout};
 
-use super::fault::{Trouble, trouble};
+use super::create::{client, create_or_adopt, delete, refused};
+use super::fault::{Trouble, describe, ended, is_over, is_scheduled, trouble};
 use super::instance::PodInstance;
 use super::pods::{FENCE, JOB, MANAGED_BY, MANAGER, ROLE, Role, base, container, mount, scratch};
 use super::watching::{Seen, Watching};
-use super::{KubernetesConfig, client, create_or_adopt, delete, describe, ended, is_over, is_scheduled, refused};
+use super::KubernetesConfig;
 use crate::launch::door::{Door, Guest};
 use crate::launch::{LaunchError, LaunchSpec, Launched, Launcher, check_name};
 
