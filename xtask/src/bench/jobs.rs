@@ -18,7 +18,6 @@ use crate::{demo, steps};
 /// that waits, so that no other work is measured with it.
 pub fn create(ckrv: &Path) -> Result<Row> {
     const JOBS: usize = 300;
-    steps::run(workspace::cargo().args(["build", "--quiet", "--release", "--package", "ckrv-store", "--example", "raw_writes"]))?;
     let program = workspace::target_dir()?.join("release/examples/raw_writes");
     let raw = || -> Result<Vec<Duration>> {
         let text = steps::text(Command::new(&program).arg((JOBS / 2).to_string()))?;

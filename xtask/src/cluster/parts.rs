@@ -111,7 +111,7 @@ fn api_server(layout: &Layout) -> Part {
             ("kubelet-preferred-address-types", "InternalIP"),
             ("service-cluster-ip-range", &layout.services()),
             ("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
-            ("service-account-key-file", &pki("service-accounts.key")),
+            ("service-account-key-file", &pki("service-accounts.pub")),
             ("service-account-signing-key-file", &pki("service-accounts.key")),
             // Beside the defaults: PodSecurity, ValidatingAdmissionPolicy, ResourceQuota, Priority, LimitRanger and more.
             ("enable-admission-plugins", "NodeRestriction"),

@@ -25,7 +25,9 @@ pub fn write(layout: &Layout) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     let issuer = issuer()?;
     std::fs::write(folder.join("ca.crt"), issuer.pem())?;
-    secret(&folder.join("service-accounts.key"), &KeyPair::generate()?.serialize_pem())?;
+    let tokens = KeyPair::generate()?;
+    secret(&folder.join("service-accounts.key"), &tokens.serialize_pem())?;
+    std::fs::write(folder.join("service-accounts.pub"), tokens.public_key_pem())?;
     serving(layout, &issuer)?;
     let node = (layout.node_name(), format!("system:node:{}", layout.node_name()));
     client(layout, &issuer, "kubelet", &node.1, "system:nodes")?;
