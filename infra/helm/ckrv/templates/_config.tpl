@@ -25,8 +25,9 @@ force_path_style = true
 
 [gateway]
 listen = "0.0.0.0:{{ .Values.gateway.port }}"
-tls_cert = "/etc/ckrv/gateway/tls.crt"
-tls_key = "/etc/ckrv/gateway/tls.key"
+certificate = "/etc/ckrv/gateway/tls.crt"
+key = "/etc/ckrv/gateway/tls.key"
+drain_seconds = {{ .Values.dispatcher.drainSeconds }}
 
 [kubernetes]
 namespace = {{ .Values.jobs.namespace | toJson }}
