@@ -72,11 +72,11 @@ impl Cluster {
         Ok(Self::Ours(Box::new(cluster)))
     }
 
-    /// Puts the `ckrv` under test into its image. A cluster of the user's has what it has.
-    pub fn import(&self, ckrv: &Path) -> Result<()> {
+    /// Puts the `ckrv` under test into its image.
+    pub fn import(&self, ckrv: &Path, cache: &Cache) -> Result<()> {
         match self {
             Self::Ours(cluster) => cluster.images.import_ckrv(ckrv, CKRV_IMAGE),
-            Self::Theirs(_) => Ok(()),
+            Self::Theirs(_) => import_into_theirs(ckrv, cache),
         }
     }
 
@@ -95,6 +95,18 @@ impl Cluster {
         command.env("CKRV_TEST_KUBECTL", programs.kubectl()).env("CKRV_TEST_HELM", programs.helm());
         command.env("CKRV_TEST_KWOK", programs.kwok());
     }
+}
+
+/// A cluster of the user's has the images that it has, unless it is one that `cargo xtask cluster` started.
+fn import_into_theirs(ckrv: &Path, cache: &Cache) -> Result<()> {
+    let (Some(socket), Some(image)) = (socket()?, std::env::var_os(OWN_TOO[0])) else { return Ok(()) };
+    Images::new(socket, cache).import_ckrv(ckrv, &image.to_string_lossy())
+}
+
+/// The containerd of the cluster that the user has set, where it is one of ours.
+fn socket() -> Result<Option<PathBuf>> {
+    let config = std::env::var_os(OWN).map(PathBuf::from).with_context(|| format!("{OWN} is not set"))?;
+    Ok(Some(config.with_file_name(layout::SOCKET)).filter(|socket| socket.exists()))
 }
 
 /// A running cluster; dropped, nothing of it is left.
@@ -209,8 +221,7 @@ pub fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     let ckrv = || std::env::var_os("CKRV_BIN").map_or_else(|| workspace::build("ckrv"), |path| Ok(path.into()));
     if args.import {
-        let config = std::env::var_os(OWN).map(PathBuf::from).with_context(|| format!("{OWN} is not set"))?;
-        let socket = config.with_file_name(layout::SOCKET);
+        let socket = socket()?.with_context(|| format!("{OWN} names no cluster that `cargo xtask cluster` runs here"))?;
         return Images::new(socket, &cache).import_ckrv(&ckrv()?, &args.image);
     }
     let mut steps = Steps::new();
@@ -219,7 +230,7 @@ pub fn run(args: &Args) -> Result<()> {
     let programs = steps.run("the cluster's programs", || install(&cache))?;
     drop(lock);
     let cluster = steps.run("start the cluster", || Cluster::start(programs, &cache, &agents))?;
-    steps.run("the image of ckrv", || cluster.import(&ckrv()?))?;
+    steps.run("the image of ckrv", || cluster.import(&ckrv()?, &cache))?;
     steps.finish("the cluster runs until Ctrl-C");
     let mut shown = Command::new("env");
     cluster.export(&mut shown);

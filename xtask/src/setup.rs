@@ -19,6 +19,7 @@ pub struct Bench {
     service: Service,
     cloud: Cloud,
     cluster: Cluster,
+    cache: Cache,
     claude: PathBuf,
     gemini: PathBuf,
 }
@@ -35,7 +36,7 @@ impl Bench {
 
     /// Hands the program under test to what runs it from an image.
     pub fn import(&self, ckrv: &Path) -> Result<()> {
-        self.cluster.import(ckrv)
+        self.cluster.import(ckrv, &self.cache)
     }
 }
 
@@ -81,7 +82,8 @@ pub fn bring(steps: &mut Steps) -> Result<Bench> {
         })?;
         let cloud = steps.run("set-up: start the stand-ins for AWS", || Cloud::start(programs))?;
         let cluster = steps.run("set-up: the cluster is up", || joined(cluster.join()))?;
-        Ok(Bench { service, cloud, cluster, claude: agents.claude.clone(), gemini: agents.gemini_entry() })
+        let (claude, gemini) = (agents.claude.clone(), agents.gemini_entry());
+        Ok(Bench { service, cloud, cluster, cache: cache.clone(), claude, gemini })
     })
 }
 

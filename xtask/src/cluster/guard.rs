@@ -59,10 +59,7 @@ pub fn guard(args: &Args) -> Result<()> {
 /// Process 1 of the cluster.
 pub fn init(args: &Args) -> Result<()> {
     let layout = Arc::new(args.layout()?);
-    std::thread::spawn(|| {
-        wait_for_end_of_stdin();
-        std::process::exit(0);
-    });
+    std::thread::spawn(end_with_stdin);
     mounts(&layout)?;
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     let running = Arc::new(Running { layout, parts: Mutex::default() });
@@ -72,6 +69,12 @@ pub fn init(args: &Args) -> Result<()> {
     let later = Arc::clone(&running);
     std::thread::spawn(move || later.start_second());
     running.reap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the other threads never end, and the kernel kills whatever process is left")]
+fn end_with_stdin() {
+    wait_for_end_of_stdin();
+    std::process::exit(0);
 }
 
 fn wait_for_end_of_stdin() {
@@ -107,7 +110,6 @@ impl Running {
         // The lock is held meanwhile: a part that ends at once is not to be reaped before it is known.
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn().with_context(|| format!("can't start {}", part.name))?;
-        std::fs::write(self.layout.path("pids").join(part.name), child.id().to_string())?;
         parts.insert(Pid::from_raw(i32::try_from(child.id())?), part);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Images for the node's containerd, from no registry: OCI layouts of a few layers, written straight into its import.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -56,7 +57,7 @@ impl Images {
     pub fn import_ckrv(&self, ckrv: &Path, name: &str) -> Result<()> {
         let base = agent_image::base()?;
         let below = self.layer(&base)?;
-        if !self.has(&below)? {
+        if !self.held()?.contains(&below.digest) {
             self.import(&base)?;
         }
         let scratch = tempfile::tempdir()?;
@@ -82,9 +83,10 @@ impl Images {
         Ok(layer)
     }
 
-    fn has(&self, layer: &Layer) -> Result<bool> {
+    /// The digests of what containerd holds.
+    fn held(&self) -> Result<HashSet<String>> {
         let listed = steps::text(self.ctr()?.args(["content", "ls", "--quiet"]))?;
-        Ok(listed.lines().any(|line| line == layer.digest))
+        Ok(listed.lines().map(str::to_owned).collect())
     }
 
     fn ctr(&self) -> Result<Command> {
@@ -94,53 +96,55 @@ impl Images {
     }
 
     fn load(&self, names: &[String], layers: &[Layer], config: &Value) -> Result<()> {
+        let held = self.held()?;
         let mut ctr = self.ctr()?;
         ctr.args(["images", "import", "-"]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = ctr.spawn().context("can't start ctr")?;
         let stdin = child.stdin.take().context("ctr has no stdin")?;
-        let written = self.write(stdin, names, layers, config);
+        let written = write(stdin, &held, names, layers, config);
         let status = child.wait()?;
         if !status.success() {
             bail!("`ctr images import` of {} ended with {status}", names.join(", "));
         }
         written.with_context(|| format!("can't hand over the image {}", names.join(", ")))
     }
+}
 
-    fn write(&self, to: impl std::io::Write, names: &[String], layers: &[Layer], config: &Value) -> Result<()> {
-        let mut tar = Builder::new(BufWriter::with_capacity(1 << 20, to));
-        let mut described = Vec::new();
-        for layer in layers {
-            if !self.has(layer)? {
-                tar.append_data(&mut header(layer.size), blob(&layer.digest), File::open(&layer.path)?)?;
-            }
-            let kind = "application/vnd.oci.image.layer.v1.tar";
-            described.push(json!({ "mediaType": kind, "digest": layer.digest, "size": layer.size }));
+/// An OCI layout, without the layers that are held already.
+fn write(to: impl std::io::Write, held: &HashSet<String>, names: &[String], layers: &[Layer], config: &Value) -> Result<()> {
+    let mut tar = Builder::new(BufWriter::with_capacity(1 << 20, to));
+    let mut described = Vec::new();
+    for layer in layers {
+        if !held.contains(&layer.digest) {
+            tar.append_data(&mut header(layer.size), blob(&layer.digest), File::open(&layer.path)?)?;
         }
-        let mut config = config.clone();
-        config["Env"] = json!(["PATH=/usr/local/bin:/usr/bin:/bin"]);
-        let digests: Vec<_> = layers.iter().map(|layer| &layer.digest).collect();
-        let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-            "os": "linux",
-            "config": config,
-            "rootfs": { "type": "layers", "diff_ids": digests },
-        });
-        let config = document(&mut tar, &config, "application/vnd.oci.image.config.v1+json")?;
-        let kind = "application/vnd.oci.image.manifest.v1+json";
-        let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": described });
-        let manifest = document(&mut tar, &manifest, kind)?;
-        let named = names.iter().map(|name| {
-            let mut one = manifest.clone();
-            one["annotations"] = json!({ "io.containerd.image.name": name });
-            one
-        });
-        let index = json!({ "schemaVersion": 2, "manifests": named.collect::<Vec<_>>() }).to_string();
-        tar.append_data(&mut header(index.len() as u64), "index.json", index.as_bytes())?;
-        let version = json!({ "imageLayoutVersion": "1.0.0" }).to_string();
-        tar.append_data(&mut header(version.len() as u64), "oci-layout", version.as_bytes())?;
-        tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        Ok(())
+        let kind = "application/vnd.oci.image.layer.v1.tar";
+        described.push(json!({ "mediaType": kind, "digest": layer.digest, "size": layer.size }));
     }
+    let mut config = config.clone();
+    config["Env"] = json!(["PATH=/usr/local/bin:/usr/bin:/bin"]);
+    let digests: Vec<_> = layers.iter().map(|layer| &layer.digest).collect();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": config,
+        "rootfs": { "type": "layers", "diff_ids": digests },
+    });
+    let config = document(&mut tar, &config, "application/vnd.oci.image.config.v1+json")?;
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": described });
+    let manifest = document(&mut tar, &manifest, kind)?;
+    let named = names.iter().map(|name| {
+        let mut one = manifest.clone();
+        one["annotations"] = json!({ "io.containerd.image.name": name });
+        one
+    });
+    let index = json!({ "schemaVersion": 2, "manifests": named.collect::<Vec<_>>() }).to_string();
+    tar.append_data(&mut header(index.len() as u64), "index.json", index.as_bytes())?;
+    let version = json!({ "imageLayoutVersion": "1.0.0" }).to_string();
+    tar.append_data(&mut header(version.len() as u64), "oci-layout", version.as_bytes())?;
+    tar.into_inner()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    Ok(())
 }
 
 impl Layer {
@@ -179,4 +183,43 @@ fn header(size: u64) -> Header {
     header.set_mode(0o644);
     header.set_size(size);
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_written_without_the_layers_that_are_held() {
+        let scratch = tempfile::tempdir().unwrap();
+        let layer = |name: &str| {
+            let path = scratch.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            Layer::new(path).unwrap()
+        };
+        let (below, above) = (layer("below"), layer("above"));
+        let held = HashSet::from([below.digest.clone()]);
+        let mut written = Vec::new();
+        write(&mut written, &held, &["one:1".into(), "two:1".into()], &[below, above], &json!({ "User": "1000" })).unwrap();
+        let mut documents = Vec::new();
+        let mut blobs = 0;
+        for entry in tar::Archive::new(written.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let (path, mut bytes) = (entry.path().unwrap().into_owned(), Vec::new());
+            entry.read_to_end(&mut bytes).unwrap();
+            if path.starts_with("blobs") {
+                assert_eq!(path, blob(&digest(Sha256::new_with_prefix(&bytes))));
+                assert_ne!(bytes, b"below");
+                blobs += 1;
+            }
+            documents.extend(serde_json::from_slice::<Value>(&bytes));
+        }
+        assert_eq!(blobs, 3, "a layer, the configuration, the manifest");
+        let of = |key: &str| documents.iter().find(|document| !document[key].is_null()).unwrap();
+        assert_eq!(of("layers")["layers"].as_array().unwrap().len(), 2);
+        assert_eq!(of("rootfs")["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
+        let names =
+            of("manifests")["manifests"].as_array().unwrap().iter().map(|one| &one["annotations"]["io.containerd.image.name"]);
+        assert_eq!(names.collect::<Vec<_>>(), ["one:1", "two:1"]);
+    }
 }

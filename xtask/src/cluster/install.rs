@@ -1,7 +1,7 @@
 //! The cluster's programs, in exact versions, in the cache: from Go modules and npm. What Debian has, `packages` installs.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -69,10 +69,11 @@ impl Programs {
     pub fn install_servers(&self) -> Result<()> {
         once(&self.servers, "kubelet", || {
             steps::say(&format!("    building Kubernetes {KUBERNETES} from Go modules: 5 to 15 minutes, once"));
-            let mut dns = go("build")?;
+            let scratch = GoScratch::new(&self.servers)?;
+            let mut dns = scratch.go("build")?;
             steps::run(dns.args(["-ldflags", "-s -w", "-o"]).arg(self.server("coredns")).arg("./coredns"))?;
             let version = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
-            let mut servers = go("build")?;
+            let mut servers = scratch.go("build")?;
             servers.args(["-ldflags", &version, "-o"]).arg(&self.servers);
             steps::run(servers.args(SERVERS.map(|name| format!("k8s.io/kubernetes/cmd/{name}"))))
         })
@@ -80,7 +81,8 @@ impl Programs {
 
     fn install_kwok(&self) -> Result<()> {
         once(&self.kwok, "kwok", || {
-            let mut go = go("install")?;
+            let scratch = GoScratch::new(&self.kwok)?;
+            let mut go = scratch.go("install")?;
             go.env("GOBIN", &self.kwok).args(["-ldflags", "-s -w", &format!("sigs.k8s.io/kwok/cmd/kwok@{KWOK}")]);
             steps::output(&mut go).map(drop)
         })
@@ -100,10 +102,23 @@ impl Programs {
     }
 }
 
-fn go(verb: &str) -> Result<Command> {
-    let go = which("go").context("install Go 1.26 or newer: the test cluster is built from Go modules")?;
-    let mut command = Command::new("nice");
-    command.args(["-n", "10"]).arg(go).args([verb, "-trimpath", "-buildvcs=false"]);
-    command.current_dir(workspace::root().join("xtask/src/cluster/go")).env("CGO_ENABLED", "0");
-    Ok(command)
+/// Modules and objects of one build: 4 GB that are of no use once the programs are there.
+struct GoScratch {
+    folder: tempfile::TempDir,
+}
+
+impl GoScratch {
+    fn new(beside: &Path) -> Result<Self> {
+        Ok(Self { folder: tempfile::Builder::new().prefix("go-").tempdir_in(beside)? })
+    }
+
+    fn go(&self, verb: &str) -> Result<Command> {
+        let go = which("go").context("install Go 1.26 or newer: the test cluster is built from Go modules")?;
+        let mut command = Command::new("nice");
+        // Go makes its modules read-only, which would keep us from removing them.
+        command.args(["-n", "10"]).arg(go).args([verb, "-trimpath", "-buildvcs=false", "-modcacherw"]);
+        command.env("GOMODCACHE", self.folder.path().join("modules")).env("GOCACHE", self.folder.path().join("objects"));
+        command.current_dir(workspace::root().join("xtask/src/cluster/go")).env("CGO_ENABLED", "0");
+        Ok(command)
+    }
 }

@@ -26,14 +26,8 @@ pub struct Layout {
 impl Layout {
     /// A slot that nobody holds. The lock is held for as long as a process has the file open: it is given on as stdout.
     pub fn claim(programs: Programs) -> Result<(Self, File)> {
-        for slot in 0..SLOTS {
-            let path = Path::new(LOCKS).join(format!("ckrv-cluster-{slot}.lock"));
-            let lock = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
-            if lock.try_lock().is_ok() {
-                return Ok((Self { slot, programs }, lock));
-            }
-        }
-        bail!("{SLOTS} clusters are running on this machine already");
+        let (slot, lock) = free_slot(Path::new(LOCKS))?;
+        Ok((Self { slot, programs }, lock))
     }
 
     /// The name of the network namespace, the cgroup and the node.
@@ -141,6 +135,17 @@ impl Layout {
     }
 }
 
+fn free_slot(locks: &Path) -> Result<(u8, File)> {
+    for slot in 0..SLOTS {
+        let path = locks.join(format!("ckrv-cluster-{slot}.lock"));
+        let lock = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
+        if lock.try_lock().is_ok() {
+            return Ok((slot, lock));
+        }
+    }
+    bail!("{SLOTS} clusters are running on this machine already");
+}
+
 /// From the leaves up. What still has a process stays, for the next sweep.
 fn remove_cgroup(cgroup: &Path) {
     for entry in std::fs::read_dir(cgroup).into_iter().flatten().flatten() {
@@ -153,4 +158,22 @@ fn remove_cgroup(cgroup: &Path) {
 
 fn ip(args: &[&str]) -> Result<()> {
     steps::output(Command::new("ip").args(args).stdout(Stdio::null())).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_free_again_when_the_last_process_that_holds_it_has_ended() {
+        let locks = tempfile::tempdir().unwrap();
+        let free = || free_slot(locks.path()).unwrap();
+        let (first, lock) = free();
+        let mut holder = Command::new("cat").stdin(Stdio::piped()).stdout(lock).spawn().unwrap();
+        let (second, _lock) = free();
+        assert_eq!((first, second), (0, 1));
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        assert_eq!(free().0, 0);
+    }
 }

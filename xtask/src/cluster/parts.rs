@@ -11,7 +11,7 @@ use super::layout::{Layout, PORT};
 use crate::packages::which;
 
 /// Folders under the cluster's own.
-pub const FOLDERS: [&str; 9] = ["logs", "pids", "hold", "etcd", "kubelet", "pod-logs", "cni", "containerd", "state"];
+pub const FOLDERS: [&str; 8] = ["logs", "hold", "etcd", "kubelet", "pod-logs", "cni", "containerd", "state"];
 
 /// A program that is started, and started again when it ends.
 #[derive(Clone, Debug)]
@@ -216,9 +216,9 @@ fn kubelet(layout: &Layout) -> Value {
         // A fairly full disk is no reason to evict, nor to delete the images that no registry can give back.
         "evictionHard": {
             "memory.available": "100Mi",
-            "nodefs.available": "1%",
+            "nodefs.available": "300Mi",
             "nodefs.inodesFree": "1%",
-            "imagefs.available": "1%",
+            "imagefs.available": "300Mi",
         },
         "imageGCHighThresholdPercent": 100,
     })
