@@ -99,7 +99,8 @@ fn shown(row: Row) -> Row {
 
 /// In one build: another selection of packages would compile their dependencies again.
 fn release() -> Result<PathBuf> {
-    let args = ["build", "--quiet", "--release", "--workspace", "--bin", "ckrv", "--example", "bench_aws", "--example", "raw_writes"];
+    let args =
+        ["build", "--quiet", "--release", "--workspace", "--bin", "ckrv", "--example", "bench_aws", "--example", "raw_writes"];
     steps::run(workspace::cargo().args(args).args(workspace::FEATURES))?;
     Ok(workspace::target_dir()?.join("release/ckrv"))
 }
