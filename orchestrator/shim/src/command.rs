@@ -26,6 +26,8 @@ use crate::routes;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wish {
     GoOn,
+    /// As `Stop`, but by the platform: not the runner's wish.
+    Evict,
     Stop,
     StopNow,
 }
@@ -168,18 +170,19 @@ async fn await_end(
     let mut kill_at = tokio::time::Instant::now() + Duration::from_secs(run.deadline_seconds.into());
     let grace = Duration::from_secs(run.grace_seconds.into());
     // `kill_at` is the deadline first, and the end of the grace once the stop signal was sent.
-    let (mut signalled, mut killed, mut late, mut granted) = (false, false, false, Wish::GoOn);
+    let (mut signalled, mut killed, mut late, mut evicted, mut granted) = (false, false, false, false, Wish::GoOn);
     loop {
         tokio::select! {
             end = &mut ended => {
                 let status = match end {
                     _ if late => ExitStatus::Deadline,
+                    _ if evicted => ExitStatus::Evicted,
                     Ok(Ended::Code(code)) => ExitStatus::Code(code),
                     Ok(Ended::Signal(signal)) => ExitStatus::Signal(signal),
                     // The reaper is gone: nobody can say any more.
                     Err(_) => ExitStatus::NotStarted("the end of the process was not seen".to_owned()),
                 };
-                return (status, granted > Wish::GoOn);
+                return (status, granted >= Wish::Stop);
             }
             () = sleep_until(kill_at), if !killed => {
                 if signalled || grace.is_zero() {
@@ -194,11 +197,13 @@ async fn await_end(
                 }
             }
             Ok(()) = wish.changed() => {
-                granted = granted.max(*wish.borrow_and_update());
+                let wished = *wish.borrow_and_update();
+                evicted |= granted == Wish::GoOn && wished == Wish::Evict;
+                granted = granted.max(wished);
                 if granted == Wish::StopNow {
                     signal_group(group, Signal::SIGKILL);
                     killed = true;
-                } else if granted == Wish::Stop && !signalled {
+                } else if granted > Wish::GoOn && !signalled {
                     signal_group(group, signal_of(run.stop_signal));
                     signalled = true;
                     kill_at = tokio::time::Instant::now() + grace;

@@ -72,6 +72,10 @@ impl Processes {
         let deadline = tokio::time::Instant::now() + GONE_WITHIN;
         loop {
             let alive = descendants();
+            if is_init() {
+                // The whole container but this process, at one go: nothing forks its way out, and no process table is needed.
+                let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+            }
             if alive.is_empty() || tokio::time::Instant::now() >= deadline {
                 return u32::try_from(killed.len()).unwrap_or(u32::MAX);
             }
@@ -125,8 +129,9 @@ pub fn is_init() -> bool {
     getpid().as_raw() == 1
 }
 
+/// Takes over orphans, and keeps others of the same user out of this process's memory, environment and open files.
 #[cfg(target_os = "linux")]
-fn protect() {
+pub fn protect() {
     use nix::sys::prctl;
     // Orphans come to us instead of to the machine's init.
     let _ = prctl::set_child_subreaper(true);
@@ -135,7 +140,7 @@ fn protect() {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn protect() {}
+pub fn protect() {}
 
 /// Under memory pressure the kernel shall take the command, not the shim that reports it.
 #[cfg(target_os = "linux")]

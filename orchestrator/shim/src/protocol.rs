@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use crate::path::BytePath;
 
 /// Raised whenever an older peer would misread a newer one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// A control frame's limit: a run's files and stdin are in it.
 pub const MAX_FRAME: u32 = 32 * 1024 * 1024;
 /// A list of changes' limit.
@@ -204,6 +204,8 @@ pub enum ExitStatus {
     OomKilled,
     /// The run's deadline passed, whatever the command then did.
     Deadline,
+    /// The shim was told to end (SIGTERM: eviction, a drained node, a deleted pod), whatever the command then did.
+    Evicted,
     /// It never ran; the text says why (no such program, not executable, a file that couldn't be placed).
     NotStarted(String),
 }

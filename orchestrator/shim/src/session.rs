@@ -27,67 +27,93 @@ use crate::{changes, placing};
 const MAX_SILENCE_SECONDS: u64 = 60;
 /// For the greeting: a runner that has launched a container is there already.
 const GREETING_WITHIN: Duration = Duration::from_secs(60);
+/// After an end that the platform asked for: for a runner that wants the changes.
+const LEAVE_AFTER: Duration = Duration::from_secs(5);
 /// For the last frames to leave.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What ends a session besides its runner.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ends {
+    /// A first SIGTERM lets a command end as a stop by the runner would, and the runner hear of it. Otherwise it kills at once, as a
+    /// second one and SIGINT always do.
+    pub graceful: bool,
+    /// Whatever is going on then.
+    pub deadline: Option<Instant>,
+}
 
 /// Serves one job runner until it says goodbye, falls silent or is gone. Kills everything that runs beneath this process before it
 /// returns: call it in a process made for it, on a runtime with I/O and time.
 ///
 /// # Errors
 /// For every end but a goodbye.
-pub async fn run<R, W>(read: R, write: W) -> Result<(), ShimError>
+pub async fn run<R, W>(read: R, write: W, ends: Ends) -> Result<(), ShimError>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let processes = Arc::new(Processes::take_over().map_err(ShimError::Setup)?);
-    let (opener, incoming, driver) = mux::start(read, write, Side::Shim);
+    let (opener, incoming, mut driver) = mux::start(read, write, Side::Shim);
+    let (ask, asked) = watch::channel(false);
     let end = tokio::select! {
-        end = serve(&opener, incoming, &processes) => end,
-        name = ended_by_signal() => Err(ShimError::Signalled(name)),
+        end = serve(&opener, incoming, &processes, asked) => end,
+        name = ended_by_signal(ends.graceful.then_some(ask)) => Err(ShimError::Signalled(name)),
+        () = passed(ends.deadline) => Err(ShimError::Deadline),
     };
     processes.kill_everything().await;
-    if end.is_ok() {
+    if matches!(end, Ok(()) | Err(ShimError::Asked)) {
         opener.close().await;
         // The runner may be gone already; there is nothing left to say.
-        let _ = tokio::time::timeout(GOODBYE_WITHIN, driver).await;
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, &mut driver).await;
     }
+    driver.abort();
     end
 }
 
-/// As process 1 a signal without a handler is ignored.
-async fn ended_by_signal() -> &'static str {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => "TERM",
-        _ = int.recv() => "INT",
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
-async fn serve(opener: &Opener, mut incoming: Incoming, processes: &Arc<Processes>) -> Result<(), ShimError> {
-    let (control, silence) = tokio::time::timeout(GREETING_WITHIN, greet(&mut incoming))
-        .await
-        .map_err(|_elapsed| ShimError::Silent(GREETING_WITHIN.as_secs()))??;
+/// As process 1 a signal without a handler is ignored. With `ask` a first SIGTERM is passed on there.
+async fn ended_by_signal(ask: Option<watch::Sender<bool>>) -> &'static str {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => match &ask {
+                Some(ask) if !ask.send_replace(true) => {}
+                _ => return "TERM",
+            },
+            _ = int.recv() => return "INT",
+        }
+    }
+}
+
+async fn serve(
+    opener: &Opener,
+    mut incoming: Incoming,
+    processes: &Arc<Processes>,
+    mut asked: watch::Receiver<bool>,
+) -> Result<(), ShimError> {
+    let greeting = tokio::time::timeout(GREETING_WITHIN, greet(&mut incoming));
+    let (control, silence) = tokio::select! {
+        greeted = greeting => greeted.map_err(|_elapsed| ShimError::Silent(GREETING_WITHIN.as_secs()))??,
+        Ok(_) = asked.wait_for(|asked| *asked) => return Err(ShimError::Asked),
+    };
     let (read, write) = tokio::io::split(control);
     let mut frames = read_frames(read);
     let (answers, writer) = write_frames(write);
     let (checkouts, checkout) = mpsc::channel(1);
-    let mut session = Session {
-        opener: opener.clone(),
-        processes: Arc::clone(processes),
-        answers,
-        checkout: Some(checkout),
-        prepared: None,
-        step: JoinSet::new(),
-        running: None,
-    };
+    let mut session = Session::new(opener.clone(), Arc::clone(processes), answers, checkout);
     let mut heard = Instant::now();
-    loop {
+    let end = loop {
         tokio::select! {
             frame = frames.recv() => match frame {
-                Some(Ok(ToShim::Bye)) => break,
+                Some(Ok(ToShim::Bye)) => break Ok(()),
                 Some(Ok(frame)) => {
                     heard = Instant::now();
                     session.take(frame).await;
@@ -105,13 +131,15 @@ async fn serve(opener: &Opener, mut incoming: Incoming, processes: &Arc<Processe
                 None => return Err(ShimError::Closed),
             },
             Some(done) = session.step.join_next() => session.finish(done).await,
+            Ok(()) = asked.changed() => session.wind_down(),
+            () = passed(session.leave_at) => break Err(ShimError::Asked),
             () = sleep_until(heard + silence) => return Err(ShimError::Silent(silence.as_secs())),
         }
-    }
+    };
     session.step.shutdown().await;
     drop(session);
     let _ = tokio::time::timeout(GOODBYE_WITHIN, writer).await;
-    Ok(())
+    end
 }
 
 async fn greet(incoming: &mut Incoming) -> Result<(MuxStream, Duration), ShimError> {
@@ -180,10 +208,50 @@ struct Session {
     /// One step at a time.
     step: JoinSet<StepResult>,
     running: Option<(u32, watch::Sender<Wish>)>,
+    /// Set once the platform wants this place back.
+    winding_down: bool,
+    /// With nothing going on, the session ends then.
+    leave_at: Option<Instant>,
 }
 
 impl Session {
+    fn new(
+        opener: Opener,
+        processes: Arc<Processes>,
+        answers: mpsc::Sender<FromShim>,
+        checkout: mpsc::Receiver<MuxStream>,
+    ) -> Self {
+        Self {
+            opener,
+            processes,
+            answers,
+            checkout: Some(checkout),
+            prepared: None,
+            step: JoinSet::new(),
+            running: None,
+            winding_down: false,
+            leave_at: None,
+        }
+    }
+
+    /// Lets what is going on come to its end. A runner that then wants the changes has a moment to ask for them.
+    fn wind_down(&mut self) {
+        self.winding_down = true;
+        match &self.running {
+            Some((_, wish)) => drop(wish.send_if_modified(|wish| {
+                let first = *wish == Wish::GoOn;
+                *wish = (*wish).max(Wish::Evict);
+                first
+            })),
+            None if self.step.is_empty() => self.leave_at = Some(Instant::now()),
+            None => {}
+        }
+    }
+
     async fn take(&mut self, frame: ToShim) {
+        if self.winding_down && matches!(frame, ToShim::Prepare(_) | ToShim::Run(_)) {
+            return self.refuse(Step::Run, "the machine wants this place back: nothing is begun any more").await;
+        }
         match frame {
             ToShim::Ping => self.answer(FromShim::Pong).await,
             ToShim::Stop { run, now } => {
@@ -200,6 +268,7 @@ impl Session {
             ToShim::Run(run) => self.begin_run(*run).await,
             ToShim::Collect(limits) => match &self.prepared {
                 Some(prepared) if self.step.is_empty() => {
+                    self.leave_at = None;
                     let (paths, snapshot) = (prepared.paths.clone(), Arc::clone(&prepared.snapshot));
                     self.step.spawn(do_collect(limits, paths, snapshot, self.opener.clone()));
                 }
@@ -229,6 +298,7 @@ impl Session {
 
     async fn finish(&mut self, done: Result<StepResult, tokio::task::JoinError>) {
         self.running = None;
+        self.leave_at = self.winding_down.then(|| Instant::now() + LEAVE_AFTER);
         let answer = match done {
             Ok(Ok(Done::Answer(answer))) => answer,
             Ok(Ok(Done::Prepared(paths, unpacked))) => {

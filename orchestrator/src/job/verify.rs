@@ -102,6 +102,9 @@ pub async fn run_commands(
             Err(error) => return Err(sandbox.failure(error).await),
         };
         let exit = exit_status(&ended.record.status);
+        if exit == ExitStatus::Evicted {
+            return Err(sandbox.evicted().await);
+        }
         if exit != ExitStatus::Code(0) {
             return Ok(Some(FailedCommand { command: command.clone(), how: describe(&exit), output, exit }));
         }
@@ -162,6 +165,7 @@ pub fn exit_status(status: &launch::ExitStatus) -> ExitStatus {
         launch::ExitStatus::Signal(signal) => ExitStatus::Signal(*signal),
         launch::ExitStatus::OomKilled => ExitStatus::OomKilled,
         launch::ExitStatus::Deadline => ExitStatus::Deadline,
+        launch::ExitStatus::Evicted => ExitStatus::Evicted,
         launch::ExitStatus::NotStarted(why) => ExitStatus::Other(why.clone()),
     }
 }

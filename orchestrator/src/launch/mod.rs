@@ -5,6 +5,7 @@
 
 mod attach;
 mod container;
+pub mod door;
 mod engine;
 pub mod kubernetes;
 mod lines;
@@ -27,6 +28,7 @@ pub use ckrv_shim::protocol::{
     ChangeKind, Changed, CollectLimits, ExitRecord, ExitStatus, OutputFrame, Place, PlacedFile, Refused, Source, StopSignal,
 };
 pub use container::{ContainerConfig, ContainerLauncher, PullPolicy};
+pub use door::{Door, Guest};
 pub use engine::{Engine, EngineKind};
 pub use lines::{Line, LineSplitter, MAX_LINE};
 pub use process::{ProcessConfig, ProcessLauncher};
