@@ -1,5 +1,7 @@
 //! `GET /v1/agents`, and what the built-in adapters say of themselves.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use ckrv_core::wire::{AgentInfo, AgentList};
 
@@ -23,6 +25,14 @@ impl BuiltinAgents {
         let file = include_str!("../../agents-wasm/prebuilt/agents.json");
         Self(serde_json::from_str::<AgentList>(file).map(|list| list.agents).unwrap_or_default())
     }
+
+    /// With the operator's own, which are taken before built-in ones of the same name.
+    #[must_use]
+    pub fn with(own: &[AgentInfo]) -> Self {
+        let all = Self::new().0.into_iter().chain(own.iter().cloned());
+        let by_name: BTreeMap<_, _> = all.map(|agent| (agent.name.clone(), agent)).collect();
+        Self(by_name.into_values().collect())
+    }
 }
 
 impl Default for BuiltinAgents {
@@ -44,5 +54,19 @@ mod tests {
     #[test]
     fn the_file_of_built_in_agents_can_be_read() {
         assert!(BuiltinAgents::new().agent("claude").is_some());
+    }
+
+    #[test]
+    fn an_operators_own_agent_is_listed_and_taken_before_a_built_in_one() {
+        let own = |name: &str| AgentInfo {
+            name: name.to_owned(),
+            version: "9".to_owned(),
+            display_name: "Own".to_owned(),
+            image: None,
+            secrets: Vec::new(),
+        };
+        let listed = BuiltinAgents::with(&[own("zebra"), own("claude")]).agents();
+        let listed: Vec<_> = listed.iter().map(|agent| (agent.name.as_str(), agent.version == "9")).collect();
+        assert_eq!(listed, [("claude", true), ("gemini", false), ("script", false), ("zebra", true)]);
     }
 }

@@ -68,7 +68,7 @@ async fn start(environment: Environment) -> Result<Arc<Function>, Error> {
         environment.settings.apply(&mut config);
         config.oidc.clone_from(&oidc);
         config.follow = FollowMode::Lambda { streams: environment.invoke == Invoke::Stream };
-        router(state(config, stores.clone()))
+        router(state(config, stores.clone(), BuiltinAgents::with(&environment.settings.agents)))
     };
     Ok(Arc::new(Function::new(Box::new(serve), public_url)))
 }
@@ -79,8 +79,8 @@ async fn server_key(stores: &Stores, name: &str) -> Result<SecretString, Error> 
     Ok(stores.references.resolve(&reference).await?)
 }
 
-fn state(config: ApiConfig, stores: Stores) -> ApiState {
+fn state(config: ApiConfig, stores: Stores, agents: BuiltinAgents) -> ApiState {
     // Nobody sits at a function to read a code: sign-in is the identity provider's.
     let owner_codes = Arc::new(OwnerCodes::new(drop));
-    ApiState::new(stores, config, Arc::new(SystemClock), Arc::new(BuiltinAgents::new()), owner_codes)
+    ApiState::new(stores, config, Arc::new(SystemClock), Arc::new(agents), owner_codes)
 }

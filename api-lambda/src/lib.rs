@@ -31,6 +31,7 @@ mod state;
 mod usage;
 mod users;
 mod webhooks;
+mod workers;
 
 pub use agents::BuiltinAgents;
 pub use auth::oidc::{OidcConfig, OidcIssuer, oidc_issuers};

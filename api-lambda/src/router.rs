@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use crate::state::ApiState;
 use crate::{
     admin, agents, artifacts, auth, credentials, health, jobs, ledger, middleware, secrets, service_tokens, sessions, usage,
-    users, webhooks,
+    users, webhooks, workers,
 };
 
 /// A spec of 256 KiB whose every character is escaped, and the rest of the request.
@@ -78,6 +78,7 @@ fn json_routes() -> OpenApiRouter<ApiState> {
         .routes(routes!(jobs::change::retry_job))
         .routes(routes!(artifacts::list_artifacts))
         .routes(routes!(agents::list_agents))
+        .routes(routes!(workers::list_workers))
         .routes(routes!(health::get_openapi))
         .routes(routes!(usage::get_usage))
         .routes(routes!(webhooks::get_webhook_secret))

@@ -2,7 +2,7 @@
 
 use ckrv_core::policy::Policy;
 use ckrv_core::repo_url::RepoUrlPolicy;
-use ckrv_core::wire::Tier;
+use ckrv_core::wire::{AgentInfo, Tier};
 use serde::Deserialize;
 use url::Url;
 
@@ -35,6 +35,9 @@ pub struct ApiSettings {
     pub new_user_tier: Tier,
     /// `[[oidc]]`: where people sign in.
     pub oidc: Vec<OidcConfig>,
+    /// `[[agents]]`: the operator's own adapters at the dispatchers, as `GET /v1/agents` of a server with them tells of them. Nothing here
+    /// could ask an adapter itself.
+    pub agents: Vec<AgentInfo>,
     /// Whether jobs may name repositories by a path of the dispatchers' machine.
     pub local_repositories: bool,
     /// Of the policy the API needs how long jobs may take, where repositories may be and what webhooks may call; the rest is the
@@ -57,6 +60,7 @@ impl Default for ApiSettings {
             tiers: Tiers::default(),
             new_user_tier: Tier::Free,
             oidc: Vec::new(),
+            agents: Vec::new(),
             local_repositories: false,
             policy: Policy::default(),
         }

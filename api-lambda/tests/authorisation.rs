@@ -51,6 +51,7 @@ const TABLE: &[(&str, Seat, Need)] = &[
     ("POST /v1/auth/token", Public, Nothing),
     ("GET /v1/openapi.json", Public, Nothing),
     ("GET /v1/agents", TheirOwn, Nothing),
+    ("GET /v1/workers", TheirOwn, Nothing),
     ("GET /v1/users/me", TheirOwn, Nothing),
     ("GET /v1/usage", TheirOwn, Need::Scope(Scope::UsageRead)),
     ("GET /v1/webhooks/secret", TheirOwn, Login),

@@ -385,6 +385,32 @@ pub struct AgentList {
     pub agents: Vec<AgentInfo>,
 }
 
+/// A dispatcher: what takes jobs from the queue and runs them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WorkerInfo {
+    /// Replicas of one name share the work: capacity and load are then those of all of them together.
+    pub name: String,
+    /// The process.
+    pub instance: String,
+    pub region: Option<String>,
+    /// `process`, `container` or `kubernetes`.
+    pub launcher: String,
+    /// Jobs that it runs at once.
+    pub capacity: u32,
+    /// Jobs that it runs now.
+    pub load: u32,
+    pub version: String,
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    #[schema(value_type = String, format = DateTime)]
+    pub last_seen: Timestamp,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct WorkerList {
+    pub workers: Vec<WorkerInfo>,
+}
+
 /// RFC 9457, and beside it the fields that version 1 fixed for some answers.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Problem {

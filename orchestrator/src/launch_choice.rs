@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use ckrv_core::plan::Resources;
 use k8s_openapi::api::core::v1::Toleration;
-
 use serde::{Deserialize, Serialize};
 
 /// Chosen by the server's operator, handed to each job runner.
@@ -69,6 +69,12 @@ pub struct Cluster {
     /// A pod that no node took for so long is given up.
     #[serde(default = "unscheduled_seconds")]
     pub unscheduled_seconds: u64,
+    /// What each job pod asks for: git, the adapter, what agents send back. Memory and disk are limits too, processor time is not.
+    #[serde(default = "job_resources")]
+    pub job_resources: Resources,
+    /// Job pods that one dispatcher makes a second, at most.
+    #[serde(default = "creates_per_second")]
+    pub creates_per_second: u32,
     /// Outside the cluster: how the dispatcher reaches it. Inside it is known.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
@@ -113,4 +119,12 @@ fn gateway_ca() -> String {
 
 fn unscheduled_seconds() -> u64 {
     300
+}
+
+fn job_resources() -> Resources {
+    Resources { cpu_millis: 100, memory_mib: 512, disk_mib: 2048 }
+}
+
+fn creates_per_second() -> u32 {
+    50
 }

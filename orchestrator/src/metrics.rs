@@ -21,7 +21,7 @@ const ATTEMPTS: [f64; 4] = [1.0, 2.0, 3.0, 4.0];
 const LAGS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 const WAITS: [f64; 9] = [0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0];
 
-const CLASSES: [OutcomeClass; 14] = [
+const CLASSES: [OutcomeClass; 15] = [
     OutcomeClass::Success,
     OutcomeClass::Agent,
     OutcomeClass::Verification,
@@ -32,6 +32,7 @@ const CLASSES: [OutcomeClass; 14] = [
     OutcomeClass::Result,
     OutcomeClass::CostLimit,
     OutcomeClass::OutOfMemory,
+    OutcomeClass::DiskFull,
     OutcomeClass::Timeout,
     OutcomeClass::Cancelled,
     OutcomeClass::NoWorker,
@@ -107,6 +108,9 @@ pub struct Metrics {
     cost: Family<Label, Counter<f64, AtomicU64>>,
     webhooks: Family<Label, Counter>,
     store_errors: Family<Label, Counter>,
+    pods_created: Counter,
+    pods_swept: Counter,
+    pod_watch_current: Gauge,
 }
 
 impl Default for Metrics {
@@ -130,6 +134,9 @@ impl Default for Metrics {
             cost: Family::default(),
             webhooks: Family::default(),
             store_errors: Family::default(),
+            pods_created: Counter::default(),
+            pods_swept: Counter::default(),
+            pod_watch_current: Gauge::default(),
         }
     }
 }
@@ -155,6 +162,14 @@ impl Metrics {
         registry.register("agent_cost_usd", "What agents reported as their cost, in US dollars", self.cost.clone());
         registry.register("webhook_deliveries", "Tries to deliver a webhook", self.webhooks.clone());
         registry.register("worker_store_errors", "Calls that failed because a store did", self.store_errors.clone());
+        registry.register("job_pods_created", "Job pods that this dispatcher made", self.pods_created.clone());
+        registry.register(
+            "pods_swept",
+            "Pods that this dispatcher removed since no attempt needed them",
+            self.pods_swept.clone(),
+        );
+        let text = "1 while what is known of the cluster's pods is up to date";
+        registry.register("pod_watch_current", text, self.pod_watch_current.clone());
         self.begin_at_zero();
     }
 
@@ -184,6 +199,18 @@ impl Metrics {
 
     pub(crate) fn launch_failed(&self) {
         self.launch_failures.inc();
+    }
+
+    pub(crate) fn pod_created(&self) {
+        self.pods_created.inc();
+    }
+
+    pub(crate) fn pod_swept(&self) {
+        self.pods_swept.inc();
+    }
+
+    pub(crate) fn pod_watch(&self, is_current: bool) {
+        self.pod_watch_current.set(i64::from(is_current));
     }
 
     pub(crate) fn reaped(&self) {
@@ -292,6 +319,7 @@ fn class_name(class: OutcomeClass) -> &'static str {
         OutcomeClass::Result => "result",
         OutcomeClass::CostLimit => "cost-limit",
         OutcomeClass::OutOfMemory => "out-of-memory",
+        OutcomeClass::DiskFull => "disk-full",
         OutcomeClass::Timeout => "timeout",
         OutcomeClass::Cancelled => "cancelled",
         OutcomeClass::NoWorker => "no-worker",

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use ckrv_core::id::{JobId, UserId};
-use ckrv_core::wire::{CredentialType, Provider, Tier};
+use ckrv_core::wire::{CredentialType, Provider, Tier, WorkerInfo};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -191,6 +191,9 @@ pub enum SecretValue {
     Reference { reference: String },
 }
 
+/// A worker that was not seen for so long is forgotten. Whoever lists them has a shorter patience.
+pub(crate) const WORKER_MEMORY: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
 /// Whether a conditional put took place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Put {
@@ -262,6 +265,11 @@ pub trait AccountStore: Send + Sync {
     async fn secrets(&self, owner: UserId) -> Result<Vec<Secret>, StoreError>;
     async fn delete_secret(&self, owner: UserId, name: &str) -> Result<bool, StoreError>;
     async fn secret_used(&self, owner: UserId, name: &str, at: Timestamp) -> Result<(), StoreError>;
+
+    /// Notes a worker as it is now; by [`WorkerInfo::instance`] it replaces what was noted before.
+    async fn put_worker(&self, worker: &WorkerInfo) -> Result<(), StoreError>;
+    /// Workers that were seen at `since` or later, by name and instance.
+    async fn workers(&self, since: Timestamp) -> Result<Vec<WorkerInfo>, StoreError>;
 
     /// Deletes what expired before `now`, where the backend doesn't do that by itself. Housekeeping only: whoever reads a record checks
     /// its time.

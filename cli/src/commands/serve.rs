@@ -103,6 +103,11 @@ pub async fn run(args: ServeArgs, app: &App) -> Outcome {
     });
     stopped().await.map_err(|error| CliError::io("can't wait for signals", error))?;
     app.ui.note("stopping; jobs under way go on, and the next start finds them");
+    // Asked again, it goes at once.
+    tokio::select! {
+        () = engine.drain() => {}
+        again = stopped() => again.map_err(|error| CliError::io("can't wait for signals", error))?,
+    }
     engine.stop().await;
     printing.abort();
     log.end().await;

@@ -1,17 +1,24 @@
-//! `GET /metrics` for Prometheus, on an address of its own: never where clients of the API come.
+//! `GET /metrics` for Prometheus, `/healthz` and `/readyz` for a cluster's probes, on an address of its own: never where clients of the API
+//! come.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use ckrv_orchestrator::clock;
+use ckrv_orchestrator::dispatch::JobPods;
 use ckrv_orchestrator::metrics::Metrics;
 use ckrv_store::Stores;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use crate::error::CliError;
@@ -38,6 +45,8 @@ impl Default for Counted {
 struct Served {
     counted: Counted,
     stores: Stores,
+    pods: Option<Arc<JobPods>>,
+    draining: CancellationToken,
 }
 
 impl Engine {
@@ -49,8 +58,17 @@ impl Engine {
         let failed = |error| CliError::io(format!("can't listen on {listen} for metrics"), error);
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let served = Arc::new(Served { counted: std::mem::take(&mut self.counted), stores: self.stores.clone() });
-        let app = axum::Router::new().route("/metrics", axum::routing::get(show)).with_state(served);
+        let served = Arc::new(Served {
+            counted: std::mem::take(&mut self.counted),
+            stores: self.stores.clone(),
+            pods: self.pods.clone(),
+            draining: self.drain.token.clone(),
+        });
+        let app = axum::Router::new()
+            .route("/metrics", get(show))
+            .route("/healthz", get(async || Json(json!({"status": "ok"}))))
+            .route("/readyz", get(ready))
+            .with_state(served);
         let shutdown = self.shutdown.clone();
         self.tasks.push(tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await {
@@ -59,6 +77,31 @@ impl Engine {
         }));
         Ok(address)
     }
+}
+
+/// What a dispatcher stands on, each by name: for the probes of a cluster, which then sends job pods to another replica.
+async fn ready(State(served): State<Arc<Served>>) -> Response {
+    let answers = async |answer: std::pin::Pin<&mut (dyn Future<Output = bool> + Send)>| {
+        tokio::time::timeout(PATIENCE, answer).await.unwrap_or(false)
+    };
+    let stores = &served.stores;
+    let jobs = answers(std::pin::pin!(async { stores.jobs.ping().await.is_ok() })).await;
+    let blobs = answers(std::pin::pin!(async { stores.blobs.ping().await.is_ok() })).await;
+    let mut checks = BTreeMap::from([("jobs", jobs), ("blobs", blobs)]);
+    if let Some(pods) = &served.pods {
+        checks.insert("pods", pods.is_listed());
+        checks.insert("claims", !served.draining.is_cancelled());
+    }
+    let is_ready = checks.values().all(|is_up| *is_up);
+    if let Some(pods) = &served.pods {
+        // Told, but no reason to be passed over: job pods can report while the cluster's API is away, and another replica has no other.
+        checks.insert("cluster", answers(std::pin::pin!(pods.ping())).await);
+        checks.insert("watch", pods.is_current());
+    }
+    let word = |is_up: bool| if is_up { "ok" } else { "down" };
+    let checks: BTreeMap<_, _> = checks.into_iter().map(|(name, is_up)| (name, word(is_up))).collect();
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"status": if is_ready { "ready" } else { "down" }, "checks": checks}))).into_response()
 }
 
 async fn show(State(served): State<Arc<Served>>) -> Response {

@@ -1,7 +1,9 @@
 //! API, dispatcher, gateway and store in one process: what `ckrv serve` runs, and `ckrv run` without `--cloud` for one job.
 
+mod dispatching;
 pub mod keys;
 mod metrics;
+mod registry;
 pub mod server_config;
 mod webhooks;
 
@@ -11,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ckrv_api::{AgentCatalog, ApiConfig, ApiState, OidcIssuer, OwnerCodes, SystemClock, TlsFiles};
 use ckrv_core::id::UserId;
@@ -18,8 +21,7 @@ use ckrv_core::repo_url::RepoUrlPolicy;
 use ckrv_core::wire::{AgentInfo, AgentSecret};
 use ckrv_orchestrator::adapter::{AdapterError, AdapterHost, Limits, builtin, builtin_names};
 use ckrv_orchestrator::clock;
-use ckrv_orchestrator::dispatch::{Dispatcher, LocalRunners, housekeeping};
-use ckrv_orchestrator::gateway::{GatewayServer, serve_unix};
+use ckrv_orchestrator::dispatch::JobPods;
 use ckrv_orchestrator::launch::Engine as ContainerEngine;
 use ckrv_orchestrator::launch_choice::LauncherChoice;
 use ckrv_orchestrator::settings::{Pace, Settings};
@@ -31,6 +33,9 @@ use url::Url;
 use crate::config::Env;
 use crate::error::{CliError, Kind};
 use server_config::ServerConfig;
+
+/// Jobs that run at once in a cluster whose configuration doesn't say.
+const CLUSTER_CAPACITY: usize = 100;
 
 /// Which parts a server runs. They meet in the store, so they may be processes on several machines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -80,11 +85,22 @@ pub struct Engine {
     /// The launcher's name; absent where only the API is served.
     pub launcher: Option<&'static str>,
     shutdown: CancellationToken,
+    drain: Drain,
+    /// What is known of the cluster, where jobs run in one.
+    pods: Option<Arc<JobPods>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
     socket: Option<PathBuf>,
     counted: metrics::Counted,
     /// Held for as long as the data folder is ours.
     _lock: File,
+}
+
+/// How the part that runs jobs takes its leave.
+#[derive(Debug, Default)]
+struct Drain {
+    /// Once cancelled, no job is claimed and `/readyz` says no.
+    token: CancellationToken,
+    time: Duration,
 }
 
 /// The API of a running engine.
@@ -101,6 +117,12 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
+    /// Claims no more jobs, and goes on for a while with those under way, so that job pods find another replica.
+    pub async fn drain(&self) {
+        self.drain.token.cancel();
+        tokio::time::sleep(self.drain.time).await;
+    }
+
     /// # Errors
     /// A data folder in use, an address that can't be listened on, no container engine and no `--unsandboxed`.
     pub async fn start(options: EngineOptions, env: &Env) -> Result<Self, CliError> {
@@ -108,7 +130,7 @@ impl Engine {
         check_exposure(options.listen, options.unsandboxed, options.behind_proxy, options.tls.is_some())?;
         let launcher = match options.role {
             Role::Api => None,
-            Role::All | Role::Dispatcher => Some(choose_launcher(options.unsandboxed, env).await?),
+            Role::All | Role::Dispatcher => Some(choose_launcher(options.unsandboxed, &options.config, env).await?),
         };
         let lock = take_data(&options.data)?;
         let key = keys::load(&options.data.join("server.key"))?;
@@ -133,6 +155,8 @@ impl Engine {
             api: None,
             launcher: launcher.as_ref().map(LauncherChoice::name),
             shutdown: CancellationToken::new(),
+            drain: Drain::default(),
+            pods: None,
             tasks: Vec::new(),
             socket: None,
             counted: metrics::Counted::default(),
@@ -143,7 +167,7 @@ impl Engine {
             engine.serve_api(&data, Front { listen, behind_proxy, tls }, &config, &key, on_owner_code).await?;
         }
         if let Some(launcher) = launcher {
-            engine.run_jobs(&data, &config, launcher, operator_secrets, &key)?;
+            engine.run_jobs(&data, &config, launcher, operator_secrets, &key).await?;
             engine.deliver_webhooks(&config, &key).await?;
         }
         Ok(engine)
@@ -181,33 +205,6 @@ impl Engine {
         Ok(())
     }
 
-    fn run_jobs(
-        &mut self,
-        data: &Path,
-        config: &ServerConfig,
-        launcher: LauncherChoice,
-        mut operator_secrets: BTreeMap<String, SecretString>,
-        key: &SecretString,
-    ) -> Result<(), CliError> {
-        operator_secrets.extend(config.operator_secrets()?);
-        let settings = Arc::new(settings(data, config, launcher, operator_secrets, key)?);
-        let (stores, shutdown) = (&self.stores, &self.shutdown);
-        let gateway = GatewayServer::new(stores.clone(), Arc::clone(&settings), keys::derive(key, "gateway"), clock::now);
-        gateway.metrics().register(&mut self.counted.registry);
-        self.counted.jobs = Some(gateway.metrics().clone());
-        let runners =
-            LocalRunners::new(Arc::clone(&settings)).map_err(|error| CliError::io("can't make the folder for runs", error))?;
-        let dispatcher =
-            Dispatcher::new(stores.clone(), Arc::clone(&settings), Arc::clone(&gateway), Arc::new(runners), clock::now);
-        self.tasks.extend([
-            tokio::spawn(gateway_task(gateway, settings.socket.clone(), shutdown.clone())),
-            tokio::spawn(dispatcher.run(shutdown.clone())),
-            tokio::spawn(housekeeping_task(stores.clone(), shutdown.clone())),
-        ]);
-        self.socket = Some(settings.socket.clone());
-        Ok(())
-    }
-
     async fn deliver_webhooks(&mut self, config: &ServerConfig, key: &SecretString) -> Result<(), CliError> {
         let key = match api_key(&self.stores, config, key).await {
             Ok(key) => key,
@@ -230,7 +227,7 @@ impl Engine {
     pub async fn stop(self) {
         self.shutdown.cancel();
         for task in self.tasks {
-            let _ = tokio::time::timeout(std::time::Duration::from_secs(10), task).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), task).await;
         }
     }
 
@@ -255,7 +252,13 @@ fn check_exposure(listen: SocketAddr, unsandboxed: bool, behind_proxy: bool, tls
         .map_err(|message| refuse(message).hint("give --tls-cert and --tls-key, or --behind-proxy where a proxy does TLS"))
 }
 
-async fn choose_launcher(unsandboxed: bool, env: &Env) -> Result<LauncherChoice, CliError> {
+async fn choose_launcher(unsandboxed: bool, config: &ServerConfig, env: &Env) -> Result<LauncherChoice, CliError> {
+    if let Some(cluster) = &config.kubernetes {
+        if unsandboxed {
+            return Err(CliError::new(Kind::Usage, "exposed", "--unsandboxed and [kubernetes] exclude each other"));
+        }
+        return Ok(LauncherChoice::Kubernetes(Box::new(cluster.clone())));
+    }
     if unsandboxed {
         return Ok(LauncherChoice::Process { path: env.path.clone(), shim: None });
     }
@@ -336,7 +339,10 @@ fn settings(
     let processors = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     Ok(Settings {
         // Of the data folder, since that is where a restarted server finds its job runners again.
-        worker: format!("worker-{}", &keys::derive(key, "worker").expose_secret()[..12]),
+        worker: match &config.worker {
+            Some(worker) => worker.clone(),
+            None => format!("worker-{}", &keys::derive(key, "worker").expose_secret()[..12]),
+        },
         pace: match config.store {
             StoreConfig::Embedded { .. } => Pace::EMBEDDED,
             StoreConfig::Aws(_) => Pace::SHARED,
@@ -345,11 +351,12 @@ fn settings(
         socket: socket_folder(data)?.join("gateway"),
         program,
         policy: config.policy.clone(),
+        // A path is one of this machine.
+        allow_paths: config.kubernetes.is_none(),
         launcher,
-        allow_paths: true,
         ca_file: config.ca_file.clone(),
         cache: Some(data.join("cache")),
-        capacity: config.capacity.unwrap_or(processors * 2).max(1),
+        capacity: config.capacity.unwrap_or(if config.kubernetes.is_some() { CLUSTER_CAPACITY } else { processors * 2 }).max(1),
         max_running: config.max_running,
         operator_secrets,
         adapters: config.adapter_files()?,
@@ -387,7 +394,7 @@ async fn oidc(stores: &Stores, config: &ServerConfig) -> Result<Vec<OidcIssuer>,
 
 fn api_config(config: &ServerConfig, url: &Url, key: SecretString, owner: UserId) -> ApiConfig {
     let mut api = ApiConfig::embedded(url.clone(), key, owner);
-    api.repo_urls = RepoUrlPolicy { local_paths: true, private_addresses: config.policy.private_git_hosts };
+    api.repo_urls = RepoUrlPolicy { local_paths: config.kubernetes.is_none(), private_addresses: config.policy.private_git_hosts };
     api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
     api.retention_seconds = config.retention();
     api.device_interval_seconds = config.login_interval_seconds;
@@ -453,16 +460,6 @@ fn describe(host: &AdapterHost, name: &str, bytes: &[u8]) -> Result<AgentInfo, A
         image: about.images.first().cloned(),
         secrets: secrets.collect(),
     })
-}
-
-async fn gateway_task(gateway: Arc<GatewayServer>, socket: PathBuf, shutdown: CancellationToken) {
-    if let Err(error) = serve_unix(gateway, &socket, shutdown.cancelled_owned()).await {
-        tracing::error!(%error, "the gateway can't listen; jobs can't report");
-    }
-}
-
-async fn housekeeping_task(stores: Stores, shutdown: CancellationToken) {
-    shutdown.run_until_cancelled(housekeeping(stores, clock::now)).await;
 }
 
 async fn api_task(listener: tokio::net::TcpListener, api: ApiState, tls: Option<TlsFiles>, shutdown: CancellationToken) {

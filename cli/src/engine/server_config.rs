@@ -8,6 +8,7 @@ use ckrv_api::OidcConfig;
 use ckrv_api::Tiers;
 use ckrv_core::policy::Policy;
 use ckrv_core::wire::Tier;
+use ckrv_orchestrator::launch_choice::Cluster;
 use ckrv_store::StoreConfig;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -61,6 +62,32 @@ pub struct ServerConfig {
     /// `[adapters.NAME] file = "/path/adapter.wasm"`: agents beside the built-in ones, or instead of one of that name.
     pub adapters: BTreeMap<String, AdapterFile>,
     pub policy: Policy,
+    /// Names this installation in leases. Every replica of a dispatcher has the same, so that each looks after all their jobs. By default a
+    /// data folder's own; with `[kubernetes]` it must be given.
+    pub worker: Option<String>,
+    /// Where this server runs, for `GET /v1/workers`; by default as `AWS_REGION` says, or where the store is.
+    pub region: Option<String>,
+    /// `[kubernetes]`: jobs run as pods of this cluster, not beside the server.
+    pub kubernetes: Option<Cluster>,
+    /// `[gateway]`: where job pods report.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// With `[kubernetes]`: the gateway's listener. Its certificate may be replaced while it runs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayConfig {
+    pub listen: SocketAddr,
+    /// PEM files; `gateway_ca` of `[kubernetes]` names who signed it.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// After SIGTERM nothing more is claimed, but for so long job pods may report, until they have found another replica.
+    #[serde(default = "drain_seconds")]
+    pub drain_seconds: u64,
+}
+
+fn drain_seconds() -> u64 {
+    15
 }
 
 /// The one user of the embedded default.
@@ -115,6 +142,10 @@ impl Default for ServerConfig {
             secrets: BTreeMap::new(),
             adapters: BTreeMap::new(),
             policy: Policy::default(),
+            worker: None,
+            region: None,
+            kubernetes: None,
+            gateway: None,
         }
     }
 }
@@ -135,7 +166,36 @@ impl ServerConfig {
             config.policy.local.entry(image).or_insert(command);
         }
         config.policy.check().map_err(|error| bad(format!("{}: {error}", path.display())))?;
+        config.check_cluster().map_err(|error| bad(format!("{}: {error}", path.display())))?;
         Ok(config)
+    }
+
+    fn check_cluster(&self) -> Result<(), String> {
+        match (&self.kubernetes, &self.gateway, &self.worker) {
+            (Some(_), None, _) => return Err("[kubernetes] needs [gateway]: where job pods report".to_owned()),
+            (None, Some(_), _) => return Err("[gateway] is for [kubernetes] only".to_owned()),
+            (Some(_), _, None) => return Err("[kubernetes] needs `worker`, the same for each replica".to_owned()),
+            _ => {}
+        }
+        if let Some(cluster) = &self.kubernetes
+            && cluster.gateway_url.scheme() != "https"
+        {
+            return Err("`gateway_url` must begin with https://".to_owned());
+        }
+        // It stands in labels of pods.
+        let is_good = |worker: &str| {
+            let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+            worker.len() <= 63
+                && worker.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+                && end(worker.chars().next())
+                && end(worker.chars().last())
+        };
+        match &self.worker {
+            Some(worker) if !is_good(worker) => {
+                Err("`worker` must have letters, digits, dashes, underscores and dots, at most 63".to_owned())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How long results and logs are kept, in seconds.
@@ -176,6 +236,29 @@ impl ServerConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_needs_a_gateway_and_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            ServerConfig::read(&path).map_err(|error| format!("{error}"))
+        };
+        let cluster = "[kubernetes]\nnamespace = 'jobs'\nimage = 'i'\ngateway_url = 'https://gateway.ckrv:7421'\n";
+        let gateway = "[gateway]\nlisten = '0.0.0.0:7421'\ncertificate = '/c'\nkey = '/k'\n";
+        let refused = |text: &str, why: &str| {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(cluster, "[gateway]");
+        refused(gateway, "only");
+        refused(&format!("{cluster}{gateway}"), "`worker`");
+        refused(&format!("worker = '-a'\n{cluster}{gateway}"), "letters");
+        refused(&format!("worker = 'a'\n{}{gateway}", cluster.replace("https", "http")), "https");
+        let config = read(&format!("worker = 'a'\n{cluster}{gateway}")).unwrap();
+        assert_eq!(config.kubernetes.unwrap().job_service_account, "ckrv-job");
+    }
 
     #[test]
     fn a_local_command_of_ones_own_stands_beside_the_built_in_ones() {

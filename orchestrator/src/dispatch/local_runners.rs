@@ -117,7 +117,8 @@ impl Runners for LocalRunners {
         self.attempts().iter().filter(|folder| is_locked(folder)).count()
     }
 
-    async fn clear(&self, job: JobId) {
+    async fn clear(&self, job: &JobRecord) {
+        let job = job.id;
         // The shim of the process launcher ends with its job runner; a container is there until somebody removes it.
         let LauncherChoice::Container { engine } = &self.settings.launcher else { return };
         let swept = async {

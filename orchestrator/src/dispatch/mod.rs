@@ -1,12 +1,15 @@
 //! Dispatch: take jobs from the queue, give each attempt a job runner, and settle what became of those that vanished.
 //!
-//! One loop, one task: a claim and its launch are never seen half-done by the reaper.
+//! One loop, one task: a claim and its launch are never seen half-done by the same dispatcher's reaper. Of other replicas' attempts, their
+//! [`Runners`] know which are too young to tell.
 
 mod housekeeping;
 mod local_runners;
+mod pods;
 
 pub use housekeeping::housekeeping;
 pub use local_runners::{LocalRunners, TASK};
+pub use pods::{ConnectError, JobPods, PodRunners, WORK, connect, env};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -21,13 +24,16 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::gateway::{GatewayAddress, GatewayServer, Task};
+use crate::gateway::{GatewayServer, Task};
 use crate::metrics::Part;
 use crate::settings::{LEASE, Settings};
 use crate::trace;
 
 /// The job runner ends a job at its deadline; only when it doesn't, the dispatcher does.
 const DEADLINE_GRACE: SignedDuration = SignedDuration::from_secs(30);
+
+/// Job runners that are started side by side: a start in a cluster is a wait for its API.
+const LAUNCHES_AT_ONCE: usize = 16;
 
 /// Queued jobs that one turn looks at, at most.
 const LONGEST_PAGE: usize = 20_000;
@@ -53,8 +59,12 @@ pub trait Runners: Send + Sync {
     async fn liveness(&self, job: &JobRecord) -> Liveness;
     /// How many run now.
     async fn running(&self) -> usize;
-    /// Ends what an attempt whose job runner is gone may have left running.
-    async fn clear(&self, job: JobId);
+    /// Whether one could be started now. Where not, no job is claimed: each claim uses up one of its attempts.
+    fn is_ready(&self) -> bool {
+        true
+    }
+    /// Ends what a job's present attempt, whose job runner is gone, may have left running.
+    async fn clear(&self, job: &JobRecord);
     /// Forgets what is left of attempts other than `live`.
     async fn sweep(&self, live: &[(JobId, Fence)]);
 }
@@ -67,6 +77,15 @@ pub struct Dispatcher {
     clock: fn() -> Timestamp,
     /// The start, or the last time that the store failed.
     unsure_since: Mutex<Timestamp>,
+    /// Once cancelled, nothing more is claimed.
+    draining: CancellationToken,
+}
+
+/// A job whose lease was just taken, and its job runner's task.
+struct Claimed {
+    job: JobRecord,
+    task: Task,
+    span: tracing::Span,
 }
 
 impl std::fmt::Debug for Dispatcher {
@@ -87,11 +106,12 @@ impl Dispatcher {
         runners: Arc<dyn Runners>,
         clock: fn() -> Timestamp,
     ) -> Self {
-        Self { stores, settings, gateway, runners, clock, unsure_since: Mutex::new(clock()) }
+        Self { stores, settings, gateway, runners, clock, unsure_since: Mutex::new(clock()), draining: CancellationToken::new() }
     }
 
-    /// Runs until `shutdown`. Job runners are left to go on: the next dispatcher adopts them.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// Runs until `shutdown`, and claims nothing more once `draining`. Job runners are left to go on: the next dispatcher adopts them.
+    pub async fn run(mut self, draining: CancellationToken, shutdown: CancellationToken) {
+        self.draining = draining;
         let mut signals = self.stores.signals.subscribe();
         let mut settled: Option<Instant> = None;
         loop {
@@ -162,6 +182,20 @@ impl Dispatcher {
     }
 
     async fn claim_due(&self, live: &mut Vec<(JobId, Fence)>) -> Result<(), StoreError> {
+        if !self.claims() {
+            return Ok(());
+        }
+        let mut claimed = Vec::new();
+        let looked = self.claim_while_room(&mut claimed, live).await;
+        // What was claimed is launched, whatever befell the others.
+        self.launch_all(&mut claimed, live).await.and(looked)
+    }
+
+    fn claims(&self) -> bool {
+        !self.draining.is_cancelled() && self.runners.is_ready()
+    }
+
+    async fn claim_while_room(&self, claimed: &mut Vec<Claimed>, live: &mut Vec<(JobId, Fence)>) -> Result<(), StoreError> {
         let room = self.settings.capacity.saturating_sub(self.runners.running().await);
         if room == 0 {
             return Ok(());
@@ -184,10 +218,13 @@ impl Dispatcher {
                 if running < self.settings.max_running
                     && let Some(job) = self.claim(&job).await?
                 {
-                    running_of.insert(job.owner, running + 1);
-                    live.push((job.id, job.fence));
+                    running_of.insert(job.job.owner, running + 1);
+                    claimed.push(job);
                     taken += 1;
-                    if taken == room {
+                    if claimed.len() == LAUNCHES_AT_ONCE {
+                        self.launch_all(claimed, live).await?;
+                    }
+                    if taken == room || !self.claims() {
                         return Ok(());
                     }
                 }
@@ -199,13 +236,14 @@ impl Dispatcher {
         }
     }
 
-    /// Takes the lease and starts a job runner; `None`: somebody else has it, or it may not start now.
-    async fn claim(&self, job: &JobRecord) -> Result<Option<JobRecord>, StoreError> {
-        let (span, place) = trace::span(self.settings.link_span, "claim", job.id, job.fence.next(), job.trace.as_deref());
-        self.claim_in_span(job, place).instrument(span).await
+    /// Takes the lease; `None`: somebody else has it, or it may not start now.
+    async fn claim(&self, job: &JobRecord) -> Result<Option<Claimed>, StoreError> {
+        let (span, trace) = trace::span(self.settings.link_span, "claim", job.id, job.fence.next(), job.trace.as_deref());
+        let claimed = self.claim_in_span(job, trace).instrument(span.clone()).await?;
+        Ok(claimed.map(|(job, task)| Claimed { job, task, span }))
     }
 
-    async fn claim_in_span(&self, job: &JobRecord, trace: Option<String>) -> Result<Option<JobRecord>, StoreError> {
+    async fn claim_in_span(&self, job: &JobRecord, trace: Option<String>) -> Result<Option<(JobRecord, Task)>, StoreError> {
         let now = (self.clock)();
         let claim = ClaimId(uuid::Uuid::now_v7());
         let verb = Verb::Claim { claim, worker: self.settings.worker.clone(), until: now + LEASE, has_room: true };
@@ -223,26 +261,34 @@ impl Dispatcher {
         self.gateway.metrics().claimed(&claimed, now);
         trace::note_attempt(claimed.attempt);
         tracing::info!(worker = self.settings.worker, "claimed a job");
-        let task = Task {
-            job: job.id,
-            fence,
-            claim,
-            gateway: GatewayAddress::Socket {
-                path: self.settings.socket.clone(),
-                token: self.gateway.token(job.id, fence, claim),
-            },
-            trace,
-        };
-        if let Err(error) = self.runners.start(&claimed, &task).await {
-            self.gateway.metrics().launch_failed();
-            tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
-            let note = format!("its job runner could not be started: {error}");
-            let not_before = now + backoff(claimed.attempt);
-            self.settle_with(&claimed, Verb::Release { claim, fence, not_before, note }).await?;
-            return Ok(None);
+        let task = Task { job: job.id, fence, claim, gateway: self.gateway.address(job.id, fence, claim), trace };
+        Ok(Some((claimed, task)))
+    }
+
+    /// Starts the job runners of what was claimed, side by side.
+    async fn launch_all(&self, claimed: &mut Vec<Claimed>, live: &mut Vec<(JobId, Fence)>) -> Result<(), StoreError> {
+        let launches = claimed.drain(..).map(|Claimed { job, task, span }| async move {
+            let launched = self.launch(&job, &task).instrument(span).await?;
+            Ok::<_, StoreError>(launched.then_some((job.id, job.fence)))
+        });
+        for launched in futures::future::join_all(launches).await {
+            live.extend(launched?);
         }
-        tracing::info!("launched its job runner");
-        Ok(Some(claimed))
+        Ok(())
+    }
+
+    async fn launch(&self, job: &JobRecord, task: &Task) -> Result<bool, StoreError> {
+        let Err(error) = self.runners.start(job, task).await else {
+            tracing::info!("launched its job runner");
+            return Ok(true);
+        };
+        self.gateway.metrics().launch_failed();
+        tracing::error!(job = %job.id, error = &error as &dyn std::error::Error, "the job runner could not be started");
+        let note = format!("its job runner could not be started: {error}");
+        let not_before = (self.clock)() + backoff(job.attempt);
+        let verb = Verb::Release { claim: task.claim, fence: task.fence, not_before, note };
+        self.settle_with(job, verb).await?;
+        Ok(false)
     }
 
     /// Looks after one running job; `true` when it is no longer under its lease.
@@ -250,14 +296,16 @@ impl Dispatcher {
         let now = (self.clock)();
         let mut note = "its job runner ended without a report".to_owned();
         let evidence = match self.liveness(job).await {
-            Liveness::Alive | Liveness::Starting if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) => {
+            Liveness::Alive | Liveness::Starting | Liveness::Unknown
+                if job.deadline.is_some_and(|deadline| now >= deadline + DEADLINE_GRACE) =>
+            {
                 return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
             }
             Liveness::Alive => return Ok(false),
             Liveness::Starting => return self.beat_for(job).await,
             Liveness::Gone(how) => {
                 note = how;
-                self.runners.clear(job.id).await;
+                self.runners.clear(job).await;
                 Evidence::Gone
             }
             Liveness::Unknown

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::TRACEPARENT;
+use super::bearer::{Bearer, OnToken};
 use super::wire::*;
 use crate::git::GitCredential;
 
@@ -42,11 +43,24 @@ impl GatewayError {
     }
 }
 
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("the HTTP client can't be built")]
+    Http(#[source] reqwest::Error),
+    #[error("can't read {path}, by which the gateway's certificate is checked")]
+    Ca {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
 #[derive(Clone)]
 pub struct Gateway {
     client: reqwest::Client,
     base: String,
-    token: SecretString,
+    bearer: Bearer,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -56,20 +70,34 @@ impl std::fmt::Debug for Gateway {
 }
 
 impl Gateway {
+    /// `on_token` is told each token before it is used: whoever writes a log hides it there.
+    ///
     /// # Errors
     /// When the HTTP client can't be built.
-    pub fn new(task: &Task) -> Result<Self, reqwest::Error> {
+    pub fn new(task: &Task, on_token: OnToken) -> Result<Self, ClientError> {
         let trace = task.trace.as_deref().and_then(|trace| reqwest::header::HeaderValue::from_str(trace).ok());
-        let GatewayAddress::Socket { path, token } = &task.gateway else { todo!("TLS") };
         let client = reqwest::Client::builder()
-            .unix_socket(path.clone())
             .no_proxy()
             .timeout(Duration::from_secs(60))
-            .default_headers(trace.into_iter().map(|trace| (TRACEPARENT, trace)).collect())
-            .build()?;
-        // The host's name is never looked up: the socket is where this goes.
-        let base = format!("http://gateway/attempts/{}/{}/{}", task.job, task.fence, task.claim);
-        Ok(Self { client, base, token: token.clone() })
+            .default_headers(trace.into_iter().map(|trace| (TRACEPARENT, trace)).collect());
+        let (client, origin, bearer) = match &task.gateway {
+            GatewayAddress::Socket { path, token } => {
+                // The host's name is never looked up: the socket is where this goes.
+                (client.unix_socket(path.clone()), "http://gateway".to_owned(), Bearer::fixed(token.clone(), &on_token))
+            }
+            GatewayAddress::Tls { url, ca_file, token_file } => {
+                let pem =
+                    std::fs::read(ca_file).map_err(|source| ClientError::Ca { path: ca_file.display().to_string(), source })?;
+                let roots = reqwest::Certificate::from_pem_bundle(&pem).map_err(ClientError::Http)?;
+                // Nobody else's authority may vouch for the gateway, and no answer may send a token elsewhere.
+                let client = client.tls_certs_only(roots).https_only(true).redirect(reqwest::redirect::Policy::none());
+                let client = client.connect_timeout(Duration::from_secs(10));
+                (client, url.as_str().trim_end_matches('/').to_owned(), Bearer::file(token_file.clone(), on_token))
+            }
+        };
+        let client = client.build().map_err(ClientError::Http)?;
+        let base = format!("{origin}/attempts/{}/{}/{}", task.job, task.fence, task.claim);
+        Ok(Self { client, base, bearer })
     }
 
     pub async fn job(&self) -> Result<JobView, GatewayError> {
@@ -106,7 +134,7 @@ impl Gateway {
                 let response = self
                     .client
                     .put(format!("{}/artifacts/{name}", self.base))
-                    .bearer_auth(self.token.expose_secret())
+                    .bearer_auth(self.bearer.token().expose_secret())
                     .body(content.clone())
                     .send()
                     .await;
@@ -138,7 +166,8 @@ impl Gateway {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, GatewayError> {
-        decode(self.client.get(format!("{}/{path}", self.base)).bearer_auth(self.token.expose_secret()).send().await).await
+        decode(self.client.get(format!("{}/{path}", self.base)).bearer_auth(self.bearer.token().expose_secret()).send().await)
+            .await
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, GatewayError> {
@@ -150,7 +179,7 @@ impl Gateway {
     }
 
     async fn send(&self, path: &str, body: &impl Serialize) -> Result<reqwest::Response, reqwest::Error> {
-        self.client.post(format!("{}/{path}", self.base)).bearer_auth(self.token.expose_secret()).json(body).send().await
+        self.client.post(format!("{}/{path}", self.base)).bearer_auth(self.bearer.token().expose_secret()).json(body).send().await
     }
 
     /// Tries for as long as the job may run; the job's deadline ends the caller.

@@ -3,13 +3,20 @@
 //!
 //! Invariant: whatever a job runner asks is checked against job, fence and claim; a captured job runner reaches one job.
 
+mod bearer;
 mod client;
+mod listen;
 mod once;
+mod pod_identity;
+mod proof;
 mod server;
 mod wire;
 
-pub use client::{Gateway, GatewayError};
-pub use server::{GatewayServer, serve_unix, sha256_hex};
+pub use bearer::OnToken;
+pub use client::{ClientError, Gateway, GatewayError};
+pub use listen::{TlsFiles, serve_tls, serve_unix};
+pub use pod_identity::{AUDIENCE, PodIdentity};
+pub use server::{GatewayServer, sha256_hex};
 pub use wire::*;
 
 /// Names the trace that a job runner works for.

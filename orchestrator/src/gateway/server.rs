@@ -1,17 +1,17 @@
 //! The gateway's server side.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, Request, State as AxumState};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State as AxumState};
 use axum::http::StatusCode;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ckrv_core::id::{ClaimId, Fence, JobId};
 use ckrv_core::job::JobRecord;
 use ckrv_core::machine::{Finish, Refusal, Verb};
@@ -22,14 +22,13 @@ use hmac::{Hmac, KeyInit, Mac};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use tracing::Instrument as _;
 
-use super::TRACEPARENT;
 use super::once::Once;
 use super::wire::*;
 use crate::dispatch::compact_log;
 use crate::git::GitCredential;
-use crate::metrics::{Metrics, Part};
+use crate::launch_choice::LauncherChoice;
+use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::trace;
 
@@ -79,10 +78,29 @@ impl GatewayServer {
         &self.metrics
     }
 
-    /// The token of one attempt.
+    /// Where the job runner of one attempt finds this gateway, and what proves that it is the one.
     #[must_use]
-    pub fn token(&self, job: JobId, fence: Fence, claim: ClaimId) -> SecretString {
-        SecretString::from(hex(&self.mac(job, fence, claim).finalize().into_bytes()))
+    pub fn address(&self, job: JobId, fence: Fence, claim: ClaimId) -> GatewayAddress {
+        match &self.settings.launcher {
+            LauncherChoice::Kubernetes(cluster) => GatewayAddress::in_pod(cluster.gateway_url.clone()),
+            _ => GatewayAddress::Socket {
+                path: self.settings.socket.clone(),
+                token: SecretString::from(hex(&self.mac(job, fence, claim).finalize().into_bytes())),
+            },
+        }
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) fn signals(&self) -> tokio::sync::broadcast::Receiver<Signal> {
+        self.stores.signals.subscribe()
+    }
+
+    /// Whether this is the token of that attempt.
+    pub(super) fn has_token(&self, token: &str, job: JobId, fence: Fence, claim: ClaimId) -> bool {
+        unhex(token).is_some_and(|token| self.mac(job, fence, claim).verify_slice(&token).is_ok())
     }
 
     fn mac(&self, job: JobId, fence: Fence, claim: ClaimId) -> Hmac<Sha256> {
@@ -97,7 +115,7 @@ impl GatewayServer {
         watched.get(&job).is_some_and(|at| at.elapsed() < WATCH_MEMORY)
     }
 
-    fn note_watched(&self, job: JobId) {
+    pub(super) fn note_watched(&self, job: JobId) {
         let mut watched = self.watched.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         watched.retain(|_, at| at.elapsed() < WATCH_MEMORY);
         watched.insert(job, Instant::now());
@@ -119,37 +137,9 @@ impl GatewayServer {
     }
 }
 
-/// Serves the gateway on a unix socket until `shutdown` completes.
-///
-/// # Errors
-/// When the socket can't be made.
-pub async fn serve_unix(
-    gateway: Arc<GatewayServer>,
-    socket: &Path,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let _ = std::fs::remove_file(socket);
-    let listener = tokio::net::UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    let mut signals = gateway.stores.signals.subscribe();
-    let listening = Arc::clone(&gateway);
-    let watching = tokio::spawn(async move {
-        loop {
-            match signals.recv().await {
-                Ok(Signal::Watched(job)) => listening.note_watched(job),
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
-                _ => {}
-            }
-        }
-    });
-    let served = axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown).await;
-    watching.abort();
-    served
-}
-
-fn router(gateway: Arc<GatewayServer>) -> axum::Router {
-    let attempt = axum::Router::new()
+/// What a job runner may ask, each of it for one attempt.
+pub(super) fn attempt_routes() -> axum::Router<Arc<GatewayServer>> {
+    axum::Router::new()
         .route("/job", get(job))
         .route("/beat", post(beat))
         .route("/attention", get(attention))
@@ -161,46 +151,9 @@ fn router(gateway: Arc<GatewayServer>) -> axum::Router {
         .route("/release", post(release))
         .route("/finish", post(finish))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&gateway), authenticate));
-    axum::Router::new().nest("/attempts/{job}/{fence}/{claim}", attempt).with_state(gateway)
 }
 
-async fn authenticate(
-    AxumState(gateway): Shared,
-    UrlPath(path): UrlPath<HashMap<String, String>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let attempt = || -> Option<(JobId, Fence, ClaimId)> {
-        Some((path.get("job")?.parse().ok()?, Fence(path.get("fence")?.parse().ok()?), path.get("claim")?.parse().ok()?))
-    };
-    let token = request
-        .headers()
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "));
-    let allowed = match (attempt(), token.and_then(unhex)) {
-        (Some((job, fence, claim)), Some(token)) => gateway.mac(job, fence, claim).verify_slice(&token).is_ok(),
-        _ => false,
-    };
-    if !allowed {
-        return Denied(Denial::Unauthorized).into_response();
-    }
-    let span = match attempt() {
-        Some((job, fence, _)) => {
-            let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
-            trace::request_span(gateway.settings.link_span, request.uri().path(), job, fence, given)
-        }
-        None => tracing::Span::none(),
-    };
-    let response = next.run(request).instrument(span).await;
-    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
-        gateway.metrics.store_failed(Part::Gateway);
-    }
-    response
-}
-
-struct Denied(Denial);
+pub(super) struct Denied(pub(super) Denial);
 
 impl IntoResponse for Denied {
     fn into_response(self) -> Response {
@@ -246,7 +199,7 @@ async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) 
     let record = gateway.held(job, fence, claim).await?;
     let spec = gateway.stores.blobs.get(&record.spec_key).await?.ok_or_else(|| Denied(Denial::Missing("the spec".to_owned())))?;
     let settings = &gateway.settings;
-    Ok(Json(JobView {
+    let view = JobView {
         adapter: settings.adapters.get(&record.request.agent).cloned(),
         job: record,
         spec: String::from_utf8_lossy(&spec).into_owned(),
@@ -256,7 +209,27 @@ async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) 
         ca_file: settings.ca_file.clone(),
         cache: settings.cache.clone(),
         log_pace: settings.pace.log,
-    }))
+        files: OperatorFiles::default(),
+    };
+    let view = for_pods(view).await.map_err(|error| {
+        tracing::error!(%error, "a file that the operator gives each job can't be read");
+        Denied(Denial::Fault)
+    })?;
+    Ok(Json(view))
+}
+
+/// A pod shares no folder with this server.
+async fn for_pods(mut view: JobView) -> std::io::Result<JobView> {
+    let LauncherChoice::Kubernetes(cluster) = &mut view.launcher else { return Ok(view) };
+    cluster.kubeconfig = None;
+    view.cache = None;
+    if let Some(path) = view.ca_file.take() {
+        view.files.ca = Some(tokio::fs::read_to_string(path).await?);
+    }
+    if let Some(path) = view.adapter.take() {
+        view.files.adapter = Some(BASE64.encode(tokio::fs::read(path).await?));
+    }
+    Ok(view)
 }
 
 async fn beat(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<BeatAnswer>, Denied> {

@@ -1,7 +1,9 @@
 //! What job runner and gateway say to each other: JSON over HTTP on a unix socket (embedded) or on TLS inside the cluster.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ckrv_core::id::{ClaimId, Fence, JobId};
 use ckrv_core::job::{Facts, JobRecord, State};
 use ckrv_core::log::LogEntry;
@@ -14,6 +16,9 @@ use url::Url;
 
 use crate::launch_choice::LauncherChoice;
 use crate::settings::LogPace;
+
+/// In a job pod: the token that names it to the gateway, and the gateway's authority.
+pub const POD_GATEWAY: &str = "/var/run/ckrv/gateway";
 
 /// What a job runner finds in its folder (mode 0600) when it is started.
 #[derive(Clone, Serialize, Deserialize)]
@@ -47,6 +52,15 @@ pub enum GatewayAddress {
     Tls { url: Url, ca_file: PathBuf, token_file: PathBuf },
 }
 
+impl GatewayAddress {
+    /// Of a job pod: its folder of the gateway's is where the dispatcher mounts it.
+    #[must_use]
+    pub fn in_pod(url: Url) -> Self {
+        let folder = Path::new(POD_GATEWAY);
+        Self::Tls { url, ca_file: folder.join("ca.crt"), token_file: folder.join("token") }
+    }
+}
+
 impl std::fmt::Debug for GatewayAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -77,6 +91,41 @@ pub struct JobView {
     pub adapter: Option<PathBuf>,
     #[serde(default)]
     pub log_pace: LogPace,
+    /// The files themselves, where the job runner can't read the server's.
+    #[serde(default)]
+    pub files: OperatorFiles,
+}
+
+/// What an operator gives each job, as files. None of them is secret.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OperatorFiles {
+    /// Of [`JobView::ca_file`].
+    #[serde(default)]
+    pub ca: Option<String>,
+    /// Of [`JobView::adapter`], base64.
+    #[serde(default)]
+    pub adapter: Option<String>,
+}
+
+impl JobView {
+    /// With the operator's files as files in this folder.
+    ///
+    /// # Errors
+    /// When they can't be written.
+    pub(crate) fn unpacked(mut self, dir: &Path) -> std::io::Result<Self> {
+        let write = |name: &str, content: &[u8]| {
+            let path = dir.join(name);
+            std::fs::write(&path, content).map(|()| path)
+        };
+        if let Some(ca) = self.files.ca.take() {
+            self.ca_file = Some(write("operator-ca.pem", ca.as_bytes())?);
+        }
+        if let Some(adapter) = self.files.adapter.take() {
+            let content = BASE64.decode(adapter).map_err(std::io::Error::other)?;
+            self.adapter = Some(write("adapter.wasm", &content)?);
+        }
+        Ok(self)
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

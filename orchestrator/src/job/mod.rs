@@ -16,14 +16,17 @@ mod verify;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ckrv_core::job::{Artifact, Facts, JobRecord, Outcome, OutcomeClass, State};
 use ckrv_core::machine::{self, Finish};
 use ckrv_core::spec::Spec;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
 
-use crate::gateway::{Gateway, GatewayAddress, JobView, Task};
+use crate::gateway::{ClientError, Gateway, JobView, Task};
+use crate::launch::kubernetes::{KubernetesLauncher, PodIdentity};
 use crate::trace::{self, LinkSpan};
 use failure::Failure;
 use log::JobLog;
@@ -45,8 +48,8 @@ pub enum RunnerError {
     },
     #[error("the task can't be read")]
     Task(#[source] serde_json::Error),
-    #[error("the gateway's client can't be built")]
-    Client(#[source] reqwest::Error),
+    #[error("the gateway can't be called")]
+    Client(#[from] ClientError),
 }
 
 /// What every phase works with.
@@ -64,6 +67,9 @@ struct Context {
     program: PathBuf,
     /// The static shim that goes into containers.
     shim: &'static [u8],
+    pod: Option<PodIdentity>,
+    /// Made with the first agent pod: one door for shims, one watch on pods.
+    pods: tokio::sync::OnceCell<KubernetesLauncher>,
     /// What the gateway gave out already: it does so once.
     secrets: tokio::sync::Mutex<BTreeMap<String, Option<SecretString>>>,
 }
@@ -94,17 +100,38 @@ pub async fn run(dir: &Path, shim: &'static [u8], link: LinkSpan) -> Result<(), 
     let task: Task = serde_json::from_slice(&text).map_err(RunnerError::Task)?;
     // The token is not needed there any more.
     std::fs::remove_file(&path).map_err(io(format!("can't remove {}", path.display())))?;
-    let (span, trace) = trace::span(link, "run", task.job, task.fence, task.trace.as_deref());
-    run_task(Task { trace, ..task }, dir, shim).instrument(span).await
+    run_task(task, dir, shim, link, Surroundings::default()).await
 }
 
-async fn run_task(task: Task, dir: &Path, shim: &'static [u8]) -> Result<(), RunnerError> {
+/// What a job runner knows of the place where it runs.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Once it is cancelled, the agent is stopped and the job given back for the next attempt.
+    pub leave: CancellationToken,
+    /// The job runner's own pod, where it has one: agent pods belong to it.
+    pub pod: Option<PodIdentity>,
+}
+
+/// Runs one attempt in this folder.
+///
+/// # Errors
+/// When not even the gateway could be told.
+pub async fn run_task(
+    task: Task,
+    dir: &Path,
+    shim: &'static [u8],
+    link: LinkSpan,
+    surroundings: Surroundings,
+) -> Result<(), RunnerError> {
+    let (span, trace) = trace::span(link, "run", task.job, task.fence, task.trace.as_deref());
+    run_traced(Task { trace, ..task }, dir, shim, surroundings).instrument(span).await
+}
+
+async fn run_traced(task: Task, dir: &Path, shim: &'static [u8], surroundings: Surroundings) -> Result<(), RunnerError> {
     let io = |context: String| move |source| RunnerError::Io { context, source };
-    let gateway = Gateway::new(&task).map_err(RunnerError::Client)?;
     let log = JobLog::new(task.fence, &dir.join("log.ndjson")).map_err(io("can't make the log".to_owned()))?;
-    if let GatewayAddress::Socket { token, .. } = &task.gateway {
-        log.hide(token.expose_secret());
-    }
+    let hiding = log.clone();
+    let gateway = Gateway::new(&task, Arc::new(move |token| hiding.hide(token)))?;
     let view = match gateway.job().await {
         Ok(view) => view,
         Err(error) => {
@@ -112,13 +139,15 @@ async fn run_task(task: Task, dir: &Path, shim: &'static [u8]) -> Result<(), Run
             return Ok(());
         }
     };
+    let view = view.unpacked(dir).map_err(io("can't write what the operator gives each job".to_owned()))?;
     trace::note_attempt(view.job.attempt);
     tracing::info!(agent = view.job.request.agent, launcher = view.launcher.name(), "runs an attempt");
     let sockets = tempfile::Builder::new().prefix("ckrv-").tempdir().map_err(io("can't make a temporary folder".to_owned()))?;
     let shipping = tokio::spawn(log.clone().ship(gateway.clone(), view.log_pace));
-    let stopper = Stopper::start(&gateway, &log, view.job.deadline);
+    let stopper = Stopper::start(&gateway, &log, view.job.deadline, surroundings.leave);
     let program = std::env::current_exe().map_err(io("can't find this program".to_owned()))?;
-    attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim }, &stopper).await;
+    let pod = surroundings.pod;
+    attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim, pod }, &stopper).await;
     shipping.abort();
     Ok(())
 }
@@ -131,6 +160,7 @@ struct Parts {
     sockets: tempfile::TempDir,
     program: PathBuf,
     shim: &'static [u8],
+    pod: Option<PodIdentity>,
 }
 
 /// What an attempt came to.
@@ -141,7 +171,7 @@ struct Ended {
 }
 
 async fn attempt(parts: Parts, stopper: &Stopper) {
-    let Parts { gateway, log, view, dir, sockets, program, shim } = parts;
+    let Parts { gateway, log, view, dir, sockets, program, shim, pod } = parts;
     announce(&log, &view);
     let sandboxes = Sandboxes::default();
     let mut facts = Facts::default();
@@ -163,6 +193,8 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         sandboxes: sandboxes.clone(),
         program,
         shim,
+        pod,
+        pods: tokio::sync::OnceCell::new(),
         secrets: tokio::sync::Mutex::default(),
     };
     let ended = tokio::select! {
@@ -191,6 +223,14 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
                 Err(error) if error.is_lost() => return,
                 Err(error) => failure::not_again(&error, note, &job),
             }
+        }
+        Err(StopReason::Leaving) => {
+            log.warn("ckrv", "this attempt was asked to leave its machine; the next one starts elsewhere");
+            log.flush().await;
+            if let Err(error) = gateway.release(0, "its machine was taken away, or is being emptied").await {
+                tracing::warn!(%error, "the job could not be given back");
+            }
+            return;
         }
         Ok(Err(Failure::Ends(outcome))) => outcome,
         Err(StopReason::Cancelled) => machine::cancelled(),

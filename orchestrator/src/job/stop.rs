@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::log::JobLog;
 use crate::gateway::Gateway;
@@ -15,6 +16,8 @@ pub enum StopReason {
     Deadline,
     /// Somebody else took over, or the job was ended elsewhere: nothing more may be written.
     Lost,
+    /// Its machine wants to be rid of it: the job is given back.
+    Leaving,
 }
 
 /// Beats, listens and watches the clock, and says when to stop.
@@ -34,12 +37,16 @@ impl Drop for Stopper {
 
 impl Stopper {
     #[must_use]
-    pub fn start(gateway: &Gateway, log: &JobLog, deadline: Option<Timestamp>) -> Self {
+    pub fn start(gateway: &Gateway, log: &JobLog, deadline: Option<Timestamp>, leave: CancellationToken) -> Self {
         let (sender, receiver) = watch::channel(None);
         let tasks = vec![
             tokio::spawn(beat(gateway.clone(), sender.clone())),
             tokio::spawn(listen(gateway.clone(), log.clone(), sender.clone())),
-            tokio::spawn(wait_for_deadline(deadline, sender)),
+            tokio::spawn(wait_for_deadline(deadline, sender.clone())),
+            tokio::spawn(async move {
+                leave.cancelled().await;
+                tell(&sender, StopReason::Leaving);
+            }),
         ];
         Self { receiver, tasks }
     }

@@ -6,6 +6,7 @@ mod items;
 
 use async_trait::async_trait;
 use ckrv_core::id::UserId;
+use ckrv_core::wire::WorkerInfo;
 use jiff::{SignedDuration, Timestamp};
 
 use self::calls::{delete, get_all, put_any, put_new, replace, set};
@@ -259,6 +260,17 @@ impl AccountStore for DynamoAccounts {
 
     async fn secret_used(&self, owner: UserId, name: &str, at: Timestamp) -> Result<(), StoreError> {
         self.used(owner, SECRET, name, at).await
+    }
+
+    async fn put_worker(&self, worker: &WorkerInfo) -> Result<(), StoreError> {
+        put_any(&self.table, "noting a worker", vec![items::of_worker(worker)?]).await
+    }
+
+    async fn workers(&self, since: Timestamp) -> Result<Vec<WorkerInfo>, StoreError> {
+        let mut workers: Vec<WorkerInfo> = read_all(&self.table.all("listing workers", items::WORKERS, "").await?);
+        workers.retain(|worker| worker.last_seen >= since);
+        workers.sort_by(|one, other| (&one.name, &one.instance).cmp(&(&other.name, &other.instance)));
+        Ok(workers)
     }
 
     /// DynamoDB deletes by itself what has expired, some time later; until then, whoever reads a record checks its time.

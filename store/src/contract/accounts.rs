@@ -1,7 +1,7 @@
 //! Users, tokens, device logins, credentials, secrets.
 
 use ckrv_core::id::UserId;
-use ckrv_core::wire::{CredentialType, Provider, Tier};
+use ckrv_core::wire::{CredentialType, Provider, Tier, WorkerInfo};
 use tokio::task::JoinSet;
 
 use super::{at, new_user};
@@ -312,4 +312,24 @@ pub async fn audit_records_are_read_by_day_in_order(stores: &Stores) {
     assert_eq!(stores.accounts.audit_of("2027-01-15").await.unwrap(), [early, late]);
     assert_eq!(stores.accounts.audit_of("2027-01-16").await.unwrap(), [next_day]);
     assert_eq!(stores.accounts.audit_of("2027-01-17").await.unwrap(), []);
+}
+
+pub async fn workers_are_listed_once_each_while_they_were_seen_lately(stores: &Stores) {
+    let worker = |name: &str, instance: &str, seen: i64| WorkerInfo {
+        name: name.to_owned(),
+        instance: instance.to_owned(),
+        region: Some("eu-central-1".to_owned()),
+        launcher: "kubernetes".to_owned(),
+        capacity: 10,
+        load: 3,
+        version: "1.2.3".to_owned(),
+        started_at: at(0),
+        last_seen: at(seen),
+    };
+    let (old, first, second) = (worker("a", "old", 39), worker("b", "2", 40), worker("b", "1", 90));
+    for each in [&old, &first, &worker("b", "1", 80), &second] {
+        stores.accounts.put_worker(each).await.unwrap();
+    }
+    assert_eq!(stores.accounts.workers(at(40)).await.unwrap(), [second, first]);
+    assert_eq!(stores.accounts.workers(at(91)).await.unwrap(), []);
 }

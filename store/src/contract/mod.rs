@@ -56,7 +56,8 @@ macro_rules! contract_tests {
                 a_credential_is_put_once_by_one_of_many, credentials_of_users_do_not_mix, a_secret_is_put_once_and_deleted_once,
                 the_last_use_is_noted_and_never_goes_back, a_login_is_linked_with_one_user,
                 a_service_token_is_found_by_its_hash_until_it_is_deleted, a_service_tokens_use_is_noted_once_a_minute,
-                logins_of_a_user_are_listed_until_revoked, audit_records_are_read_by_day_in_order;
+                logins_of_a_user_are_listed_until_revoked, audit_records_are_read_by_day_in_order,
+                workers_are_listed_once_each_while_they_were_seen_lately;
             blobs: a_blob_is_read_back, a_part_of_a_blob_is_read, the_same_content_again_is_success, other_content_is_a_conflict_and_changes_nothing,
                 one_of_many_writers_decides_a_blob, a_prefix_is_deleted_with_all_below_and_nothing_beside,
                 a_key_that_leaves_the_store_is_refused;

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use ckrv_core::id::UserId;
+use ckrv_core::wire::WorkerInfo;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use super::job_rows::{micros, to_json};
 use super::{SqliteStore, usage};
 use crate::account_store::{
     AccessToken, AccountStore, AuditRecord, Credential, DeviceLogin, DeviceState, LedgerEntry, Login, MonthUsage, Put,
-    RefreshFamily, Secret, ServiceToken, User,
+    RefreshFamily, Secret, ServiceToken, User, WORKER_MEMORY,
 };
 use crate::error::StoreError;
 
@@ -24,6 +25,7 @@ const CREDENTIAL: &str = "credential";
 const SECRET: &str = "secret";
 const LOGIN: &str = "login";
 const SERVICE: &str = "service";
+const WORKER: &str = "worker";
 
 /// One row of `accounts`.
 struct Item {
@@ -81,6 +83,11 @@ impl Item {
         let item = Self::new(SERVICE, &token.id, token.created_at, token)?;
         let owner = token.owner.to_string();
         Ok(Self { owner, link: token.sha256.clone(), expires_at: token.expires_at, ..item })
+    }
+
+    fn of_worker(worker: &WorkerInfo) -> Result<Self, StoreError> {
+        let item = Self::new(WORKER, &worker.instance, worker.started_at, worker)?;
+        Ok(Self { expires_at: Some(worker.last_seen + WORKER_MEMORY), ..item })
     }
 
     fn of_login(login: &Login, user: UserId) -> Result<Self, StoreError> {
@@ -463,6 +470,17 @@ impl AccountStore for SqliteStore {
             Ok(Ok(()))
         })
         .await
+    }
+
+    async fn put_worker(&self, worker: &WorkerInfo) -> Result<(), StoreError> {
+        self.put_item(Item::of_worker(worker)).await
+    }
+
+    async fn workers(&self, since: Timestamp) -> Result<Vec<WorkerInfo>, StoreError> {
+        let mut workers: Vec<WorkerInfo> = self.items(WORKER, None).await?;
+        workers.retain(|worker| worker.last_seen >= since);
+        workers.sort_by(|one, other| (&one.name, &one.instance).cmp(&(&other.name, &other.instance)));
+        Ok(workers)
     }
 
     async fn purge_tokens(&self, now: Timestamp) -> Result<(), StoreError> {

@@ -2,12 +2,14 @@
 //! attribute is the truth: it can be changed without reading the record first.
 
 use ckrv_core::id::UserId;
+use ckrv_core::wire::WorkerInfo;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::account_store::{
     AccessToken, AuditRecord, Credential, DeviceLogin, DeviceState, Login, RefreshFamily, Secret, ServiceToken, User,
+    WORKER_MEMORY,
 };
 use crate::aws::table::{
     Item, META, PK, RECORD, SK, TTL, key, number, number_of, sha256_hex, string, text_of, to_json, ttl, user_key,
@@ -121,6 +123,12 @@ pub(super) fn of_audit(record: &AuditRecord) -> Result<Item, StoreError> {
     with_record(key(audit_partition(&day), format!("{:017}#{}", record.at.as_microsecond(), record.id)), record)
 }
 
+pub(super) const WORKERS: &str = "WORKERS";
+
+pub(super) fn of_worker(worker: &WorkerInfo) -> Result<Item, StoreError> {
+    Ok(until(with_record(key(WORKERS, &worker.instance), worker)?, Some(worker.last_seen + WORKER_MEMORY)))
+}
+
 pub(super) fn guard_of(state: DeviceState) -> &'static str {
     match state {
         DeviceState::Pending => "pending",
@@ -158,6 +166,7 @@ impl Stored for UserId {}
 impl Stored for AccessToken {}
 impl Stored for DeviceLogin {}
 impl Stored for AuditRecord {}
+impl Stored for WorkerInfo {}
 impl Stored for crate::account_store::LedgerEntry {}
 
 impl Stored for RefreshFamily {

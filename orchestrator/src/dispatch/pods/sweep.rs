@@ -1,0 +1,117 @@
+//! Removes pods that no attempt needs any more. Two rules, either is enough: the store says that the attempt is over, or the pod's own
+//! deadline is long past.
+//!
+//! Invariant: before a pod is deleted, the store is asked about its job (strongly consistent) and the cluster about the pod; and only the
+//! very pod that was looked at is deleted.
+
+use std::collections::HashSet;
+
+use ckrv_core::id::{Fence, JobId};
+use futures::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use kube::api::ListParams;
+
+use super::PodRunners;
+use crate::launch::kubernetes::create;
+use crate::launch::kubernetes::pods::{DEADLINE, Role};
+
+/// A younger pod's claim may not have been seen yet.
+const YOUNG: SignedDuration = SignedDuration::from_secs(30);
+/// Store, job runner, shim and cluster all end a job by then.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(300);
+/// A pod that was told to go and didn't: its node may be gone.
+const STUCK: SignedDuration = SignedDuration::from_secs(60);
+const GRACE_SECONDS: u32 = 5;
+const AT_ONCE: usize = 8;
+
+impl PodRunners {
+    /// Deletes the job pods of attempts other than `live`.
+    pub(super) async fn sweep_jobs(&self, live: &[(JobId, Fence)]) {
+        let live: HashSet<_> = live.iter().copied().collect();
+        let now = (self.clock)();
+        let over = self.pods.all().into_iter().filter(|pod| {
+            let is_live = self.pods.attempt(pod).is_some_and(|(job, fence, _)| live.contains(&(job, fence)));
+            (!is_live && age(pod, now) > YOUNG) || is_overdue(pod, now)
+        });
+        futures::stream::iter(over).for_each_concurrent(AT_ONCE, |pod| async move { self.remove(&pod).await }).await;
+    }
+
+    async fn remove(&self, pod: &Pod) {
+        let Some((job, fence, _)) = self.pods.attempt(pod) else { return };
+        let now = (self.clock)();
+        match self.is_over(job, fence).await {
+            Some(false) if !is_overdue(pod, now) => return,
+            None if !is_overdue(pod, now) => return,
+            _ => {}
+        }
+        let live = match self.pods.live(&pod.name_any()).await {
+            Ok(Some(live)) if live.metadata.uid == pod.metadata.uid => live,
+            Ok(_) => return,
+            Err(error) => return self.complain(&error),
+        };
+        let grace = match live.metadata.deletion_timestamp.as_ref() {
+            None => GRACE_SECONDS,
+            Some(asked) if now.duration_since(asked.0) > STUCK => 0,
+            Some(_) => return,
+        };
+        match create::delete(self.pods.api(), &live, grace).await {
+            Ok(()) => {
+                self.metrics.pod_swept();
+                tracing::debug!(%job, pod = live.name_any(), "removed the pod of an attempt that is over");
+            }
+            Err(error) => self.complain(&error),
+        }
+    }
+
+    /// Whether the store has another attempt or an end; `None`: it can't be asked.
+    async fn is_over(&self, job: JobId, fence: Fence) -> Option<bool> {
+        match self.jobs.job(job).await {
+            Ok(Some(record)) => Some(record.fence != fence || record.lease.is_none()),
+            Ok(None) => Some(true),
+            Err(error) => {
+                tracing::warn!(%job, error = &error as &dyn std::error::Error, "the store could not say whether a pod is still needed");
+                None
+            }
+        }
+    }
+
+    /// Agent pods whose job pod is gone: the cluster's garbage collector removes them, and where it doesn't, this does.
+    pub(super) async fn sweep_agents(&self) {
+        let list = ListParams::default().labels(&self.pods.selector(Role::Agent));
+        let agents = match self.pods.api().list_metadata(&list).await {
+            Ok(agents) => agents,
+            Err(error) => return self.complain(&error),
+        };
+        let now = (self.clock)();
+        for agent in agents {
+            let made = agent.metadata.creation_timestamp.as_ref();
+            let is_young = made.is_none_or(|made| now.duration_since(made.0) <= YOUNG + YOUNG);
+            let Some(owner) = agent.owner_references().first().filter(|_| !is_young) else { continue };
+            match self.pods.live(&owner.name).await {
+                Ok(Some(job)) if job.metadata.uid.as_deref() == Some(owner.uid.as_str()) => continue,
+                Ok(_) => {}
+                Err(error) => return self.complain(&error),
+            }
+            let pod = Pod { metadata: agent.metadata, ..Pod::default() };
+            if let Err(error) = create::delete(self.pods.api(), &pod, GRACE_SECONDS).await {
+                return self.complain(&error);
+            }
+            self.metrics.pod_swept();
+        }
+    }
+
+    fn complain(&self, error: &(dyn std::error::Error + 'static)) {
+        tracing::warn!(error, "pods that nobody needs could not be removed; trying again");
+    }
+}
+
+fn age(pod: &Pod, now: Timestamp) -> SignedDuration {
+    pod.metadata.creation_timestamp.as_ref().map_or(SignedDuration::ZERO, |made| now.duration_since(made.0))
+}
+
+fn is_overdue(pod: &Pod, now: Timestamp) -> bool {
+    let deadline = pod.annotations().get(DEADLINE).and_then(|text| text.parse::<Timestamp>().ok());
+    deadline.is_some_and(|deadline| now >= deadline + OVERDUE)
+}
