@@ -118,6 +118,8 @@ pub enum OutcomeClass {
     /// The job's own cost limit was reached.
     CostLimit,
     OutOfMemory,
+    /// It wrote more than its disk limit allows.
+    DiskFull,
     Timeout,
     Cancelled,
     /// Nobody claimed the job within a day.

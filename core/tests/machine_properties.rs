@@ -19,7 +19,7 @@ use proptest::sample::select;
 
 use common::{TIMEOUT_SECONDS, at, claim_id, queued};
 
-const CLASSES: [OutcomeClass; 14] = [
+const CLASSES: [OutcomeClass; 15] = [
     OutcomeClass::Success,
     OutcomeClass::Agent,
     OutcomeClass::Verification,
@@ -30,6 +30,7 @@ const CLASSES: [OutcomeClass; 14] = [
     OutcomeClass::Result,
     OutcomeClass::CostLimit,
     OutcomeClass::OutOfMemory,
+    OutcomeClass::DiskFull,
     OutcomeClass::Timeout,
     OutcomeClass::Cancelled,
     OutcomeClass::NoWorker,

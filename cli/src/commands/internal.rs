@@ -1,6 +1,8 @@
 //! `ckrv internal`: what ckrv's own parts and its developers call. No interface.
 
-use std::path::PathBuf;
+mod job_pod;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory as _, Subcommand};
 
@@ -30,8 +32,12 @@ pub enum Internal {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Run one attempt of one job as the program of a pod; variables tell which
+    JobPod,
     /// Run an agent for a job runner at the other end of stdin and stdout
     Shim,
+    /// Put the shim and the agent's folders into a folder that a pod's containers share
+    ShimInstall { dir: PathBuf },
     /// Answer git's question for a password
     Askpass { prompt: String },
 }
@@ -50,8 +56,12 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
             log.end().await;
             ran.map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))?;
         }
+        Internal::JobPod => return job_pod::run(app).await,
         // Runs before there is a runtime: see `main`.
         Internal::Shim => {}
+        Internal::ShimInstall { dir } => {
+            install_shim(&dir).map_err(|error| CliError::io(format!("the shim can't be put into {}", dir.display()), error))?;
+        }
         Internal::Askpass { prompt } => {
             let mut out = Vec::new();
             ckrv_orchestrator::git::askpass(&prompt, &mut out).map_err(|error| CliError::io("no password", error))?;
@@ -59,6 +69,21 @@ pub async fn run(args: InternalArgs, app: &App) -> Outcome {
         }
     }
     Ok(Exit::OK)
+}
+
+/// For any user that the pod's containers run as: it is the one that installs, too.
+fn install_shim(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+    if SHIM.is_empty() {
+        return Err(std::io::Error::other("this build has no shim for containers"));
+    }
+    for folder in ["workspace", "home", "context", "tmp"] {
+        std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir.join(folder))?;
+    }
+    let path = dir.join("shim");
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(&path)?;
+    std::io::Write::write_all(&mut file, SHIM)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o555))
 }
 
 /// The HTTP contract of this build.

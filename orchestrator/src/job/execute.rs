@@ -4,16 +4,16 @@
 use std::time::Duration;
 
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
-use ckrv_core::plan::{self, Decision, ExitStatus, PastRun, Phase, RunOutcome};
+use ckrv_core::plan::{self, Decision, ExitStatus, PastRun, Phase, Resources, RunOutcome};
 use tokio::sync::mpsc;
 
 use super::Context;
 use super::collect::collect;
-use super::failure::Failure;
+use super::failure::{Failure, out_of_memory};
 use super::output::{Reader, add_usage, over_limit, write_event};
 use super::plan::{Agent, Planned, blocking, plan, seconds_left};
 use super::prepare::Prepared;
-use super::sandbox::{Place, Sandbox, out_of_memory};
+use super::sandbox::{Place, Sandbox};
 use super::verify::{describe, exit_status, run_commands};
 use crate::adapter::Verdict;
 use crate::launch::{self, Egress, Hung, PlacedFile, Route, RunSpec, StopSignal, Watchdog};
@@ -31,11 +31,48 @@ pub async fn execute(
     first: &Planned,
     facts: &mut Facts,
 ) -> Result<String, Failure> {
+    let ended = execute_in_one(context, prepared, agent, first, facts).await;
+    let out_of_memory = matches!(&ended, Err(Failure::Ends(outcome)) if outcome.class == OutcomeClass::OutOfMemory);
+    let had = resources(agent, first).memory_mib;
+    let bigger =
+        bigger(had, context.view.policy.max_resources.memory_mib).filter(|_| out_of_memory && agent.memory_mib.is_none());
+    let Some(memory_mib) = bigger else { return ended };
+    context.log.warn(
+        "ckrv",
+        format!("the agent's container ran out of its {had} MiB of memory; it begins once more, from where it began, with {memory_mib} MiB"),
+    );
+    agent.memory_mib = Some(memory_mib);
+    // The next run has a home of its own, in which there is no session to go on with.
+    agent.session = None;
+    let again = plan(context, agent, first.job.feedback.clone()).await?;
+    execute_in_one(context, prepared, agent, &again, facts).await
+}
+
+/// Twice the memory, as far as policy goes; nothing where that is no more than it had, or where there is no limit.
+fn bigger(had: u32, allowed: u32) -> Option<u32> {
+    let most = if allowed == 0 { u32::MAX } else { allowed };
+    Some(had.saturating_mul(2).min(most)).filter(|bigger| *bigger > had)
+}
+
+/// What policy granted, with the memory that an earlier run turned out to need.
+fn resources(agent: &Agent, planned: &Planned) -> Resources {
+    let granted = planned.granted.request.resources;
+    Resources { memory_mib: agent.memory_mib.map_or(granted.memory_mib, |needed| needed.max(granted.memory_mib)), ..granted }
+}
+
+/// All runs of one execution share one place.
+async fn execute_in_one(
+    context: &Context,
+    prepared: &Prepared,
+    agent: &mut Agent,
+    first: &Planned,
+    facts: &mut Facts,
+) -> Result<String, Failure> {
     let parent = facts.head_sha.clone().unwrap_or_else(|| prepared.base.clone());
     let place = Place {
         name: format!("run{}", agent.run_number),
         image: &first.granted.request.image,
-        resources: first.granted.request.resources,
+        resources: resources(agent, first),
     };
     agent.image = Some(first.granted.request.image.clone());
     let mut sandbox = Sandbox::open(context, &prepared.git, &parent, &prepared.branch, place).await?;
@@ -72,6 +109,9 @@ async fn run_until_content(
         });
         let summary = if verdict.summary.is_empty() { String::new() } else { format!(": {}", verdict.summary) };
         context.log.info("ckrv", format!("the agent ended with {}{summary}", describe(&exit)));
+        if exit == ExitStatus::Evicted {
+            return Err(sandbox.evicted().await);
+        }
         if exit == ExitStatus::OomKilled {
             return Err(Failure::Ends(out_of_memory()));
         }
@@ -291,5 +331,19 @@ fn placement(place: plan::Place) -> launch::Place {
     match place {
         plan::Place::Home => launch::Place::Home,
         plan::Place::Context => launch::Place::Context,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_doubled_once_within_policy() {
+        assert_eq!(bigger(512, 8192), Some(1024));
+        assert_eq!(bigger(6000, 8192), Some(8192));
+        assert_eq!(bigger(8192, 8192), None);
+        assert_eq!(bigger(512, 0), Some(1024));
+        assert_eq!(bigger(0, 8192), None, "there was no limit");
     }
 }

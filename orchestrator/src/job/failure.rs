@@ -7,6 +7,7 @@ use ckrv_core::policy::Denied;
 use crate::adapter::AdapterError;
 use crate::gateway::{Denial, GatewayError};
 use crate::git::{CloneError, GitError, ResultError};
+use crate::launch::{Ended, Fault, LaunchError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -34,6 +35,49 @@ impl Failure {
             source = cause.source();
         }
         Self::Infrastructure(text)
+    }
+}
+
+/// A shim that went away. What the job itself used up ends it; everything else is the machine's doing.
+pub fn of_end(ended: &Ended, what: &str, job: &JobRecord) -> Failure {
+    if let Some(fault) = &ended.fault {
+        return of_fault(fault, what, job);
+    }
+    let said = if ended.said.is_empty() { String::new() } else { format!(" ({})", ended.said) };
+    Failure::Infrastructure(format!("{what}{said}"))
+}
+
+/// What a platform's fault means for the job.
+fn of_fault(fault: &Fault, what: &str, job: &JobRecord) -> Failure {
+    match fault {
+        Fault::OutOfMemory => Failure::Ends(out_of_memory()),
+        Fault::DiskFull(text) => Failure::Ends(
+            Outcome::new(OutcomeClass::DiskFull, format!("the agent's container wrote more than its disk limit allows: {text}"))
+                .hint("let the agent write less, or ask the service's operator for a higher `max_resources.disk_mib`"),
+        ),
+        Fault::Deadline => Failure::Ends(machine::timed_out(job)),
+        Fault::Evicted(text) => Failure::Infrastructure(format!("the agent's pod was evicted: {text}")),
+        Fault::NodeLost(text) => Failure::Infrastructure(format!("the agent's node was lost: {text}")),
+        Fault::Deleted => Failure::Infrastructure(format!("somebody deleted the agent's pod: {what}")),
+    }
+}
+
+pub fn out_of_memory() -> Outcome {
+    Outcome::new(OutcomeClass::OutOfMemory, "the agent's container ran out of memory")
+        .hint("split the work, or ask the service's operator for a higher `max_resources.memory_mib`")
+}
+
+/// Nothing was launched.
+pub fn of_launch(error: &LaunchError, job: &JobRecord) -> Failure {
+    match error {
+        LaunchError::ImageNotFound { .. } | LaunchError::ImagePull { .. } => {
+            Failure::Ends(Outcome::new(OutcomeClass::Policy, error.to_string()).hint(error.hint()))
+        }
+        LaunchError::NeverUp { fault: Some(fault), message } => of_fault(fault, message, job),
+        error => match Failure::infrastructure("the launcher", error) {
+            Failure::Infrastructure(text) => Failure::Infrastructure(format!("{text}; {}", error.hint())),
+            other => other,
+        },
     }
 }
 
@@ -117,3 +161,6 @@ impl From<AdapterError> for Failure {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

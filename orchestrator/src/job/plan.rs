@@ -27,6 +27,8 @@ pub struct Agent {
     pub run_number: u32,
     /// The image of the last run: what checks are made in.
     pub image: Option<String>,
+    /// What its containers get since one ran out of memory. That happens once in an attempt.
+    pub memory_mib: Option<u32>,
     /// The repository's own instructions for this agent, where it has some: a path below the workspace.
     context_file: Option<String>,
 }
@@ -66,6 +68,7 @@ pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failu
         session: None,
         run_number: 0,
         image: None,
+        memory_mib: None,
         context_file,
     })
 }

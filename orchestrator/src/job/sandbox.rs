@@ -3,24 +3,28 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
-use ckrv_core::job::{Outcome, OutcomeClass};
+use ckrv_core::job::{JobRecord, OutcomeClass};
 use ckrv_core::plan::Resources;
 use ckrv_shim::protocol::ShimPaths;
 
 use super::Context;
-use super::failure::Failure;
+use super::failure::{self, Failure};
 use crate::git::{CheckoutOptions, Git, write_checkout};
+use crate::launch::kubernetes::{Belongs, KubernetesConfig, KubernetesLauncher, SHIM_PORT};
 use crate::launch::proxy::ProxyClient;
 use crate::launch::{
-    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Fault, Instance, LaunchError, LaunchSpec, Launcher, ProcessConfig,
-    ProcessLauncher, PullPolicy, SessionConfig, SessionError, ShimSession,
+    CollectLimits, ContainerConfig, ContainerLauncher, Engine, Instance, LaunchSpec, Launcher, ProcessConfig, ProcessLauncher,
+    PullPolicy, SessionConfig, SessionError, ShimSession,
 };
-use crate::launch_choice::LauncherChoice;
+use crate::launch_choice::{Cluster, LauncherChoice};
 
 /// A label by which what a dead job runner left is found again.
 pub const JOB_LABEL: &str = "dev.ckrv.job";
+/// For a platform to say why a shim went away.
+const END_WITHIN: Duration = Duration::from_secs(10);
 /// What a checkout may hold.
 const CHECKOUT: CollectLimits = CollectLimits { max_entries: 2_000_000, max_bytes: 16 << 30 };
 
@@ -47,6 +51,8 @@ pub struct Sandbox {
     pub session: ShimSession,
     pub paths: ShimPaths,
     instance: Arc<dyn Instance>,
+    /// For what its end means.
+    job: JobRecord,
 }
 
 /// What is put in, and where.
@@ -67,19 +73,19 @@ impl Sandbox {
             name: format!("ckrv-{}-{}-{}", job.id.short(), job.fence, place.name),
             image: place.image.to_owned(),
             labels: BTreeMap::from([(JOB_LABEL.to_owned(), job.id.to_string())]),
-            resources: place.resources,
+            resources: limited(context, place.resources),
             run_dir: context.dir.clone(),
         };
-        let launched = launcher.launch(&spec).await.map_err(|error| launch_failure(&error))?;
+        let launched = launcher.launch(&spec).await.map_err(|error| failure::of_launch(&error, &context.view.job))?;
         context.sandboxes.add(Arc::clone(&launched.instance));
         let proxy = ProxyClient::new().map_err(|error| Failure::infrastructure("the proxy", &error))?;
         let (paths, instance) = (launched.paths, launched.instance);
         let connected = ShimSession::connect(launched.read, launched.write, SessionConfig::default(), proxy).await;
         let session = match connected {
             Ok(session) => session,
-            Err(error) => return Err(lost(&error, instance.as_ref()).await),
+            Err(error) => return Err(lost(&error, instance.as_ref(), job).await),
         };
-        let mut sandbox = Self { session, paths, instance };
+        let mut sandbox = Self { session, paths, instance, job: job.clone() };
         let file = tokio::fs::File::open(&tar).await.map_err(|error| Failure::infrastructure("the checkout", &error))?;
         let prepared = sandbox.session.prepare(sandbox.paths.clone(), file, CHECKOUT).await;
         let _ = std::fs::remove_file(&tar);
@@ -98,8 +104,14 @@ impl Sandbox {
                 Failure::ends(OutcomeClass::Result, format!("what came back from the agent's container is not valid: {message}"))
             }
             error @ SessionError::Local(_) => Failure::infrastructure("the agent's container", &error),
-            error @ SessionError::Lost(_) => lost(&error, self.instance.as_ref()).await,
+            error @ SessionError::Lost(_) => lost(&error, self.instance.as_ref(), &self.job).await,
         }
+    }
+
+    /// What it means that the platform asked the shim to end.
+    pub async fn evicted(&self) -> Failure {
+        let asked = SessionError::Lost("the platform asked the agent's container to end".to_owned());
+        lost(&asked, self.instance.as_ref(), &self.job).await
     }
 
     /// A text of the plan with its workspace where this launcher has it.
@@ -117,45 +129,63 @@ impl Sandbox {
     }
 }
 
-/// A shim that went away: out of memory is the job's, everything else is ours.
-async fn lost(error: &SessionError, instance: &dyn Instance) -> Failure {
-    let ended = instance.stop().await;
-    if ended.fault == Some(Fault::OutOfMemory) {
-        return Failure::Ends(out_of_memory());
-    }
-    let said = if ended.said.is_empty() { String::new() } else { format!(" ({})", ended.said) };
-    Failure::Infrastructure(format!("{error}{said}"))
-}
-
-pub fn out_of_memory() -> Outcome {
-    Outcome::new(OutcomeClass::OutOfMemory, "the agent's container ran out of memory")
-        .hint("split the work, or ask the service's operator for a higher `max_resources.memory_mib`")
-}
-
-fn launch_failure(error: &LaunchError) -> Failure {
-    match error {
-        LaunchError::ImageNotFound { .. } | LaunchError::ImagePull { .. } => {
-            Failure::Ends(Outcome::new(OutcomeClass::Policy, error.to_string()).hint(error.hint()))
-        }
-        error => Failure::infrastructure("the launcher", error),
-    }
+/// A shim that went away. Its platform says why, a moment later than its stream does.
+async fn lost(error: &SessionError, instance: &dyn Instance, job: &JobRecord) -> Failure {
+    let by_itself = tokio::time::timeout(END_WITHIN, instance.watch()).await;
+    let stopped = instance.stop().await;
+    failure::of_end(&by_itself.unwrap_or(stopped), &error.to_string(), job)
 }
 
 async fn launcher(context: &Context) -> Result<Box<dyn Launcher>, Failure> {
     match &context.view.launcher {
         LauncherChoice::Container { engine } => {
-            let engine = Engine::connect(engine).await.map_err(|error| launch_failure(&error))?;
+            let engine = Engine::connect(engine).await.map_err(|error| failure::of_launch(&error, &context.view.job))?;
             let mut config = ContainerConfig::new(Bytes::from_static(context.shim));
             config.pull = PullPolicy::Never;
             Ok(Box::new(ContainerLauncher::new(engine, config)))
         }
-        LauncherChoice::Kubernetes(_) => Err(Failure::Infrastructure("this job runner can't make pods yet".to_owned())),
+        LauncherChoice::Kubernetes(cluster) => {
+            let launcher = context.pods.get_or_try_init(|| pods(context, cluster)).await?;
+            Ok(Box::new(launcher.clone()))
+        }
         LauncherChoice::Process { path, shim } => {
             let program = shim.clone().unwrap_or_else(|| context.program.clone());
             let shim = vec![program.into_os_string(), "internal".into(), "shim".into()];
             Ok(Box::new(ProcessLauncher::new(ProcessConfig { shim, path: path.into() })))
         }
     }
+}
+
+/// A cluster has neighbours: what the plan leaves open is policy's most, there.
+fn limited(context: &Context, asked: Resources) -> Resources {
+    if !matches!(context.view.launcher, LauncherChoice::Kubernetes(_)) {
+        return asked;
+    }
+    let most = context.view.policy.max_resources;
+    let or = |asked: u32, most: u32| if asked == 0 { most } else { asked };
+    Resources {
+        cpu_millis: or(asked.cpu_millis, most.cpu_millis),
+        memory_mib: or(asked.memory_mib, most.memory_mib),
+        disk_mib: or(asked.disk_mib, most.disk_mib),
+    }
+}
+
+async fn pods(context: &Context, cluster: &Cluster) -> Result<KubernetesLauncher, Failure> {
+    let job = &context.view.job;
+    let (Some(owner), Some(lease)) = (context.pod.clone(), &job.lease) else {
+        return Err(Failure::Infrastructure("this job runner is not in a pod, or holds no lease: it can't make pods".to_owned()));
+    };
+    let belongs = Belongs {
+        job: job.id,
+        fence: job.fence,
+        attempt: job.attempt,
+        claim: lease.claim,
+        install: lease.worker.clone(),
+        deadline: job.deadline,
+    };
+    let config = KubernetesConfig { cluster: cluster.clone(), owner, belongs, port: SHIM_PORT };
+    let opened = async { KubernetesLauncher::open(KubernetesLauncher::client_in_pod()?, config).await };
+    opened.await.map_err(|error| failure::of_launch(&error, job))
 }
 
 async fn checkout_file(context: &Context, git: &Git, commit: &str, branch: &str) -> Result<std::path::PathBuf, Failure> {

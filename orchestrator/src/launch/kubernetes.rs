@@ -6,9 +6,7 @@
 
 pub(crate) mod create;
 pub(crate) mod fault;
-#[cfg(any())]
 mod instance;
-#[cfg(any())]
 mod launcher;
 pub(crate) mod pods;
 mod watching;
@@ -16,8 +14,12 @@ mod watching;
 use std::net::IpAddr;
 
 pub use self::create::client;
+pub use self::launcher::KubernetesLauncher;
 pub use self::pods::Belongs;
 use crate::launch_choice::Cluster;
+
+/// Where a job pod takes shims in: what network policies open to its agent pods.
+pub const SHIM_PORT: u16 = 7443;
 
 /// What a pod knows of itself, by the downward API.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,9 +7,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::sync::OnceCell;
 
-use super::launcher::{Launching, STOP_SECONDS, end_of};
 use super::create::delete;
 use super::fault::ended;
+use super::launcher::{Launching, STOP_SECONDS, end_of};
 use crate::launch::{Ended, Instance};
 
 pub(super) struct PodInstance {

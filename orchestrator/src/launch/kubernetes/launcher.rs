@@ -1,26 +1,31 @@
 //! Making agent pods, and telling why one never came up.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
 use ckrv_shim::protocol::ShimPaths;
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{EnvVar, Pod, PodDNSConfig};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
+use secrecy::ExposeSecret as _;
+use tokio::io::AsyncRead;
 use tokio::time::{sleep, timeout};
+use tokio_util::io::{ReaderStream, StreamReader};
 
+use super::KubernetesConfig;
 use super::create::{client, create_or_adopt, delete, refused};
 use super::fault::{Trouble, describe, ended, is_over, is_scheduled, trouble};
 use super::instance::PodInstance;
 use super::pods::{FENCE, JOB, MANAGED_BY, MANAGER, ROLE, Role, base, container, mount, scratch};
 use super::watching::{Seen, Watching};
-use super::KubernetesConfig;
-use crate::launch::door::{Door, Guest};
-use crate::launch::{LaunchError, LaunchSpec, Launched, Launcher, check_name};
+use crate::launch::door::{Door, Guest, Halves};
+use crate::launch::{Instance as _, LaunchError, LaunchSpec, Launched, Launcher, check_name};
 
 /// Where the shim and its folders are.
 const ROOT: &str = "/ckrv";
@@ -31,6 +36,9 @@ const LAUNCH: &str = "ckrv.dev/launch";
 const STUCK_WITHIN: Duration = Duration::from_secs(60);
 /// For a pod that a node took, with all its images.
 const UP_WITHIN: Duration = Duration::from_secs(600);
+/// For what a pod sent before its end to be read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+const CHUNK: usize = 64 * 1024;
 /// For the shim of an evicted pod to save what there is.
 const GRACE_SECONDS: i64 = 60;
 /// For the shim of a pod that we end: it ends what runs beneath it at once.
@@ -121,7 +129,7 @@ impl Launching {
         let variables = [
             ("CKRV_SHIM_RUNNER", runner.to_string()),
             ("CKRV_SHIM_CERT", self.door.fingerprint().to_owned()),
-            ("CKRV_SHIM_TICKET", guest.ticket().to_owned()),
+            ("CKRV_SHIM_TICKET", guest.ticket().expose_secret().to_owned()),
         ];
         let var = |(name, value): (&str, String)| EnvVar { name: name.to_owned(), value: Some(value), value_from: None };
         variables.map(var).to_vec()
@@ -134,11 +142,20 @@ impl Launching {
         made.when(|error| matches!(error, LaunchError::Quota { .. })).await
     }
 
-    /// Tells the guest where it comes from once that is known, for as long as it is awaited.
-    async fn tell_address(&self, uid: &str, guest: &Guest) -> LaunchError {
+    /// The shim is let in from the pod's address only, once that is known.
+    async fn arrival(&self, uid: &str, image: &str, guest: &mut Guest) -> Result<Halves, LaunchError> {
+        let mut never_up = pin!(self.never_up(uid, image));
         let address = |seen: &Seen| seen.pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok();
-        guest.from(self.watching.until(uid, address).await);
-        std::future::pending().await
+        tokio::select! {
+            biased;
+            address = self.watching.until(uid, address) => guest.from(address),
+            error = &mut never_up => return Err(error),
+        }
+        tokio::select! {
+            biased;
+            arrived = guest.arrived() => arrived.map_err(|source| LaunchError::Local { step: "letting the shim in", source }),
+            error = never_up => Err(error),
+        }
     }
 
     /// Comes back only if the shim never will.
@@ -211,6 +228,15 @@ fn image_error(container: &str, image: &str, message: String) -> LaunchError {
     LaunchError::NeverUp { fault: None, message: format!("the image that brings the shim: {message}") }
 }
 
+/// What a shim says, until its pod is seen to be no more: nobody has to wait then for a connection to come back.
+fn until_gone(read: Box<dyn AsyncRead + Send + Unpin>, launching: Arc<Launching>, uid: String) -> impl AsyncRead + Send + Unpin {
+    let gone = Box::pin(async move {
+        launching.watching.until(&uid, end_of).await;
+        sleep(LAST_WORDS).await;
+    });
+    StreamReader::new(ReaderStream::with_capacity(read, CHUNK).take_until(gone))
+}
+
 pub(super) fn end_of(seen: &Seen) -> Option<Seen> {
     (seen.gone || is_over(&seen.pod)).then(|| seen.clone())
 }
@@ -224,27 +250,22 @@ impl Launcher for KubernetesLauncher {
     async fn launch(&self, spec: &LaunchSpec) -> Result<Launched, LaunchError> {
         check_name(&spec.name)?;
         let launching = &self.0;
-        let guest = launching.door.expect();
+        let mut guest = launching.door.expect();
         let pod = launching.create(&launching.pod(spec, &guest)).await?;
         let uid = pod.uid().unwrap_or_default();
         launching.watching.note(&pod);
         let instance = Arc::new(PodInstance::new(Arc::clone(launching), pod));
-        let arrived = tokio::select! {
-            biased;
-            arrived = guest.arrived() => Ok(arrived),
-            error = launching.tell_address(&uid, &guest) => Err(error),
-            error = launching.never_up(&uid, &spec.image) => Err(error),
-        };
-        let (read, write) = match arrived {
-            Ok(streams) => streams,
+        let (read, write) = match launching.arrival(&uid, &spec.image, &mut guest).await {
+            Ok(halves) => halves,
             Err(error) => {
                 instance.stop().await;
                 return Err(error);
             }
         };
+        let read = until_gone(read, Arc::clone(launching), uid);
         let at = |name: &str| format!("{ROOT}/{name}");
         let paths = ShimPaths { workspace: at("workspace"), home: at("home"), context: at("context"), tmp: at("tmp") };
-        Ok(Launched { read: Box::new(read), write: Box::new(write), paths, instance })
+        Ok(Launched { read: Box::new(read), write, paths, instance })
     }
 
     async fn sweep(&self, label: &str, value: &str) -> Result<usize, LaunchError> {
