@@ -213,8 +213,9 @@ async fn claims(aws: &Aws, stores: &Stores, owner: UserId) {
         async move {
             let text = |text: &str| AttributeValue::S(text.to_owned());
             let update = client.update_item().table_name(table).key("PK", text(&format!("J#{id}"))).key("SK", text("META"));
-            let update =
-                update.update_expression("SET raw = :r, QPK = :q, QSK = :s").condition_expression("attribute_not_exists(raw)");
+            let update = update
+                .update_expression("SET beside = :r, QPK = :q, QSK = :s")
+                .condition_expression("attribute_not_exists(beside)");
             let update =
                 update.expression_attribute_values(":q", text("RUN#00")).expression_attribute_values(":s", text(&id.to_string()));
             update.expression_attribute_values(":r", text("x")).send().await.unwrap();
