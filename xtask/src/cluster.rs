@@ -200,6 +200,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         drop(self.pipe.take());
         let _ = self.guard.wait();
+        let _ = std::fs::remove_file(self.layout.log());
     }
 }
 
@@ -226,8 +227,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut steps = Steps::new();
     let lock = cache.lock()?;
-    let agents = steps.run("Claude Code and Gemini CLI", || packages::agents(&cache))?;
     let programs = steps.run("the cluster's programs", || install(&cache))?;
+    let agents = steps.run("Claude Code and Gemini CLI", || packages::agents(&cache))?;
     drop(lock);
     let cluster = steps.run("start the cluster", || Cluster::start(programs, &cache, &agents))?;
     steps.run("the image of ckrv", || cluster.import(&ckrv()?, &cache))?;
