@@ -16,6 +16,7 @@ pub mod forge;
 pub mod git;
 pub mod git_http;
 pub mod http;
+pub mod kube_policy;
 pub mod lambda_front;
 pub mod lambda_runtime;
 pub mod leaks;

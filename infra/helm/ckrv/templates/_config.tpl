@@ -2,6 +2,9 @@
 {{- define "ckrv.config" -}}
 worker = {{ include "ckrv.worker" . | toJson }}
 metrics_listen = "0.0.0.0:{{ .Values.metrics.port }}"
+{{- if .Values.cloneCa }}
+ca_file = "/etc/ckrv/clone-ca.crt"
+{{- end }}
 {{ .Values.config | trim }}
 
 [store]
