@@ -29,16 +29,17 @@ const FOREIGN: [&str; 3] = ["Certificate", "Issuer", "ServiceMonitor"];
 async fn the_chart_lints_and_the_api_server_takes_all_that_it_makes() -> Result<()> {
     let admin = kube_chart::chart::admin().await?;
     let namespaces: Api<Namespace> = Api::all(admin);
-    let jobs = format!("t{:08x}-jobs", rand::random::<u32>());
+    let id = format!("t{:08x}", rand::random::<u32>());
+    let (system, jobs) = (format!("{id}-system"), format!("{id}-jobs"));
     let scratch = tempfile::tempdir()?;
-    for name in ["ckrv-system", &jobs] {
+    for name in [&system, &jobs] {
         let namespace = json!({"metadata": {"name": name, "labels": {"pod-security.kubernetes.io/warn": "restricted"}}});
-        let _ = namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await;
+        namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
     }
     for values in examples()? {
         let lint = helm(&["lint", "--strict", path(&folder())?, "--values", path(&values)?]).await?;
         ensure!(lint.status.success(), "{}: {}", values.display(), said(&lint));
-        let text = render(&values, &[&format!("jobs.namespace={jobs}"), "jobs.createNamespace=false"]).await?;
+        let text = render(&values, &system, &[&format!("jobs.namespace={jobs}"), "jobs.createNamespace=false"]).await?;
         let (foreign, own): (Vec<_>, Vec<_>) =
             documents(&text)?.into_iter().partition(|document| FOREIGN.iter().any(|kind| document["kind"] == *kind));
         let expected = if values.ends_with("cert-manager-values.yaml") { 3 } else { 0 };
@@ -50,7 +51,9 @@ async fn the_chart_lints_and_the_api_server_takes_all_that_it_makes() -> Result<
         let output = kubectl.arg("--kubeconfig").arg(bench::kubeconfig()?).output().await?;
         ensure!(output.status.success(), "{}: {}", values.display(), said(&output));
     }
-    namespaces.delete(&jobs, &DeleteParams::default()).await?;
+    for name in [&system, &jobs] {
+        namespaces.delete(name, &DeleteParams::default()).await?;
+    }
     Ok(())
 }
 
@@ -71,7 +74,7 @@ async fn values_that_would_open_everything_are_refused() -> Result<()> {
         ("worker=two words", "worker"),
     ];
     for (set, why) in refused {
-        let error = render(&plain, &[set]).await.err().with_context(|| format!("{set} was taken"))?;
+        let error = render(&plain, "ckrv-system", &[set]).await.err().with_context(|| format!("{set} was taken"))?;
         ensure!(error.to_string().contains(why), "{set}: {error}");
     }
     Ok(())
@@ -159,12 +162,15 @@ async fn the_admission_policies_take_what_is_right_and_refuse_each_breach_and_ea
 
 #[tokio::test]
 async fn the_network_policies_allow_the_table_and_no_piece_of_them_could_be_wider_or_missing() -> Result<()> {
-    let text = render(&folder().join("ci/eks-values.yaml"), &[]).await?;
+    let text = render(&folder().join("ci/eks-values.yaml"), "ckrv-system", &[]).await?;
     let policies = network::policies(&documents(&text)?)?;
     assert_eq!(policies.policies.len(), 4);
     assert_eq!(network::wrong(&policies)?, [""; 0]);
     let mutants = network::mutants(&policies);
     ensure!(mutants.len() > 80, "only {} mutants", mutants.len());
+    // Nothing but this ties the port that the policies open to the one on which job pods listen.
+    let code = std::fs::read_to_string(folder().join("../../../orchestrator/src/launch/kubernetes.rs"))?;
+    ensure!(code.contains("pub const SHIM_PORT: u16 = 7443;"), "the table's 7443 must be where job pods take shims in");
     let unseen = mutants.iter().filter(|(_, mutant)| network::wrong(mutant).is_ok_and(|wrong| wrong.is_empty()));
     let unseen: Vec<_> = unseen.map(|(what, _)| what).collect();
     assert!(unseen.is_empty(), "changes that the table doesn't see: {unseen:#?}");

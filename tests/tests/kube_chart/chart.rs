@@ -39,10 +39,10 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// What `helm template` makes of a values file.
-pub async fn render(values: &Path, sets: &[&str]) -> Result<String> {
+/// What `helm template` makes of a values file for this namespace.
+pub async fn render(values: &Path, namespace: &str, sets: &[&str]) -> Result<String> {
     let folder = folder();
-    let mut args = vec!["template", NAME, path(&folder)?, "--namespace", "ckrv-system", "--values", path(values)?];
+    let mut args = vec!["template", NAME, path(&folder)?, "--namespace", namespace, "--values", path(values)?];
     args.extend(["--set", "fullnameOverride=dispatcher"]);
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
     let output = helm(&args).await?;
@@ -113,6 +113,7 @@ impl Installed {
         let ports: Vec<_> = subsets.iter().flat_map(|subset| subset.ports.iter().flatten()).map(|port| port.port).collect();
         Ok(json!({
             "fullnameOverride": NAME,
+            "serviceAccount": {"name": NAME},
             "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
             "store": {"table": "ckrv", "bucket": "ckrv", "kmsKey": "alias/ckrv", "region": "us-east-1"},
             "dispatcher": {"replicas": 0},

@@ -23,7 +23,7 @@ pub async fn handshake(certificate: &[u8], key: &[u8], ca: &[u8], host: &str) ->
     let (near, far) = tokio::io::duplex(1 << 16);
     let serving = tokio::spawn(TlsAcceptor::from(Arc::new(server)).accept(far));
     let name = ServerName::try_from(host.to_owned()).context("no host's name")?;
-    TlsConnector::from(Arc::new(client)).connect(name, near).await?;
+    let _open = TlsConnector::from(Arc::new(client)).connect(name, near).await?;
     serving.await??;
     Ok(())
 }

@@ -22,7 +22,7 @@
 {{- end }}
 
 {{- define "ckrv.serviceAccount" -}}
-{{ .Values.serviceAccount.name | default (include "ckrv.fullname" .) }}
+{{ .Values.serviceAccount.name }}
 {{- end }}
 
 {{- define "ckrv.image" -}}
