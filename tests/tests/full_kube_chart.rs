@@ -135,8 +135,8 @@ async fn the_admission_policies_take_what_is_right_and_refuse_each_breach_and_ea
     let cases = scene.cases().await?;
     // Stored rules are in force a moment later; from the first refusals on everything is judged by all of them.
     for policy in ["agent-pods", "agent-ends", "job-pods", "job-ends", "accounts", "entering"] {
-        let mine = cases.iter().filter(|case| case.policy == policy);
-        let last = mine.last().with_context(|| format!("no case of {policy}"))?;
+        let mut mine = cases.iter().filter(|case| case.policy == policy);
+        let last = mine.next_back().with_context(|| format!("no case of {policy}"))?;
         scene.until(last, true).await?;
     }
     assert_eq!(scene.refusal(&scene.as_job, &Try::Create(good.clone())).await?, None);

@@ -179,6 +179,7 @@ pub fn agent_breaches(installed: &Installed, owner: &PodRef, other: &PodRef, run
         ("a token", volumes, volume(json!({"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}))),
         ("a foreign image", images, image("containers", "example.com/agent:1")),
         ("a look-alike", images, image("containers", &agents)),
+        ("a look-alike of ours", images, image("initContainers", &installed.image.replace(':', "-evil:"))),
         ("a foreign image first", images, image("initContainers", "example.com/agent:1")),
         ("no limits", most, bare),
         ("no limit on disk", most, limits("containers", json!({"cpu": "1", "memory": "64Mi"}))),
@@ -204,6 +205,11 @@ pub fn job_breaches(installed: &Installed, runtime_class: &str) -> Vec<Breach> {
         ("a secret among tokens", volumes, volume(projected)),
         ("a foreign config map", volumes, volume(json!({"name": "v", "configMap": {"name": "other"}}))),
         ("a foreign image", "runs our own image", with(&pod, "/spec/containers/0/image", json!("example.com/agent:1"))),
+        (
+            "a look-alike of ours",
+            "runs our own image",
+            with(&pod, "/spec/containers/0/image", json!(installed.image.replace(':', "-evil:"))),
+        ),
         ("no limits", "has limits on memory", with(&pod, "/spec/containers/0/resources", json!({}))),
         ("no deadline", "has a deadline", with(&pod, "/spec/activeDeadlineSeconds", Value::Null)),
     ];

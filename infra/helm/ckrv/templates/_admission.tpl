@@ -16,6 +16,11 @@
 [{{ range $index, $item := . }}{{ if $index }}, {{ end }}'{{ $item }}'{{ end }}]
 {{- end }}
 
+{{/* Whether a container `c` is of our image, in any version: pods of the last one go on over an upgrade. */}}
+{{- define "ckrv.cel.ours" -}}
+(c.image.startsWith('{{ .Values.image.repository }}:') || c.image.startsWith('{{ .Values.image.repository }}@'))
+{{- end }}
+
 {{- define "ckrv.cel.variables" -}}
 - name: labels
   expression: object.metadata.?labels.orValue({})

@@ -25,6 +25,7 @@ metadata:
 spec:
   restartPolicy: Never
   activeDeadlineSeconds: 300
+  terminationGracePeriodSeconds: 0
   automountServiceAccountToken: false
   securityContext: {{- include "ckrv.restrictedPod" .root | nindent 4 }}
   {{- with .root.Values.image.pullSecrets }}
