@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use self::image::{CKRV_IMAGE, Images};
 use self::install::Programs;
 use self::layout::Layout;
-use crate::agent_image::{self, AGENTS_IMAGE, TINY_IMAGE};
+use crate::agent_image::{AGENTS_IMAGE, TINY_IMAGE};
 use crate::packages::{self, Agents};
 use crate::steps::{self, Steps, say};
 use crate::workspace::{self, Cache};
@@ -145,12 +145,8 @@ impl Running {
         let socket = self.layout.socket();
         self.wait(deadline, "containerd", || socket.exists())?;
         let images = self.images.clone();
-        let recipes = [agent_image::tiny()?, agent_image::agents(agents)?];
         std::thread::scope(|scope| {
-            let imported = scope.spawn(move || {
-                images.import_pause()?;
-                recipes.iter().try_for_each(|recipe| images.import(recipe))
-            });
+            let imported = scope.spawn(move || images.import_all(agents));
             let kubectl = self.kubectl();
             let asks = |args: &[&str]| steps::output(kubectl().args(args)).is_ok();
             self.wait(deadline, "the API server", || asks(&["get", "--raw", "/readyz"]))?;
@@ -206,7 +202,7 @@ impl Drop for Running {
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only put a new `ckrv` into the cluster that CKRV_TEST_KUBECONFIG names: CKRV_BIN, else what `cargo build` gives
+    /// Only put a new `ckrv`, and images that were lost, into the cluster that CKRV_TEST_KUBECONFIG names: CKRV_BIN, else what `cargo build` gives
     #[arg(long)]
     import: bool,
     /// The image that --import makes
@@ -223,7 +219,9 @@ pub fn run(args: &Args) -> Result<()> {
     let ckrv = || std::env::var_os("CKRV_BIN").map_or_else(|| workspace::build("ckrv"), |path| Ok(path.into()));
     if args.import {
         let socket = socket()?.with_context(|| format!("{OWN} names no cluster that `cargo xtask cluster` runs here"))?;
-        return Images::new(socket, &cache).import_ckrv(&ckrv()?, &args.image);
+        let images = Images::new(socket, &cache);
+        images.import_all(&packages::agents(&cache)?)?;
+        return images.import_ckrv(&ckrv()?, &args.image);
     }
     let mut steps = Steps::new();
     let lock = cache.lock()?;

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{Builder, Header};
 
 use crate::agent_image::{self, Recipe};
-use crate::packages::which;
+use crate::packages::{Agents, which};
 use crate::steps;
 use crate::workspace::Cache;
 
@@ -40,15 +40,22 @@ impl Images {
         Self { socket, cache: cache.clone() }
     }
 
+    /// All but our own.
+    pub fn import_all(&self, agents: &Agents) -> Result<()> {
+        self.import_pause()?;
+        self.import(&agent_image::tiny()?)?;
+        self.import(&agent_image::agents(agents)?)
+    }
+
     /// As `podman import` makes it.
-    pub fn import(&self, recipe: &Recipe) -> Result<()> {
+    fn import(&self, recipe: &Recipe) -> Result<()> {
         let mut names = vec![recipe.image.to_owned()];
         names.extend(recipe.names.iter().cloned());
         self.load(&names, &[self.layer(recipe)?], &json!({}))
     }
 
     /// What a sandbox holds its namespaces by.
-    pub fn import_pause(&self) -> Result<()> {
+    fn import_pause(&self) -> Result<()> {
         let sleep = json!({ "Entrypoint": ["/bin/busybox", "sleep", "2147483647"] });
         self.load(&[PAUSE_IMAGE.to_owned()], &[self.layer(&agent_image::tiny()?)?], &sleep)
     }

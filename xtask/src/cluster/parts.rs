@@ -213,13 +213,9 @@ fn kubelet(layout: &Layout) -> Value {
         "maxPods": 240,
         // A fork bomb ends here, as on every cluster that hosts strangers.
         "podPidsLimit": 1024,
-        // A fairly full disk is no reason to evict, nor to delete the images that no registry can give back.
-        "evictionHard": {
-            "memory.available": "100Mi",
-            "nodefs.available": "300Mi",
-            "nodefs.inodesFree": "1%",
-            "imagefs.available": "300Mi",
-        },
+        // Nothing of disks: where other things fill this machine's, the kubelet would delete the images that no registry gives back. What a
+        // pod writes is counted against its own limit all the same.
+        "evictionHard": { "memory.available": "100Mi" },
         "imageGCHighThresholdPercent": 100,
     })
 }
