@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, GlobalSecondaryIndex, KeySchemaElement, KeyType, Projection, ProjectionType,
@@ -132,31 +130,6 @@ impl Aws {
                 .force_path_style(true)
                 .build(),
         )
-    }
-
-    /// Writes every object of the bucket and every item of the table into a folder, for a test that searches them. Records and log chunks
-    /// are packed in the table, so what they hold is found in the objects that are made of them.
-    pub async fn dump(&self, folder: &Path) -> Result<()> {
-        std::fs::create_dir_all(folder)?;
-        let s3 = self.s3_client();
-        let mut objects = s3.list_objects_v2().bucket(&self.bucket).into_paginator().send();
-        let mut number = 0;
-        while let Some(page) = objects.next().await {
-            for object in page?.contents() {
-                let key = object.key().context("an object without a key")?;
-                let content = s3.get_object().bucket(&self.bucket).key(key).send().await?.body.collect().await?;
-                std::fs::write(folder.join(format!("object-{number}")), content.into_bytes())?;
-                number += 1;
-            }
-        }
-        let mut items = self.dynamodb_client().scan().table_name(&self.table).into_paginator().items().send();
-        while let Some(item) = items.next().await {
-            let item = item?;
-            let text = item.values().filter_map(|value| value.as_s().ok()).cloned().collect::<Vec<_>>().join("\n");
-            std::fs::write(folder.join(format!("item-{number}")), text)?;
-            number += 1;
-        }
-        Ok(())
     }
 
     fn credentials(&self) -> Credentials {

@@ -95,9 +95,19 @@ fn built(name: &str, variable: &str) -> Option<PathBuf> {
     named.or_else(|| Some(std::env::current_exe().ok()?.ancestors().nth(2)?.join(name)).filter(|path| path.exists()))
 }
 
+/// Whether the scenarios run their jobs in the test cluster, with their stand-ins for AWS.
+pub fn in_cluster() -> bool {
+    std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "kube")
+}
+
+/// Where the servers of the tests listen: loopback, or where pods reach this machine.
+pub fn host() -> Result<std::net::IpAddr> {
+    if in_cluster() { kube_host() } else { Ok(std::net::Ipv4Addr::LOCALHOST.into()) }
+}
+
 /// Whether the scenarios run on the AWS backend.
 pub fn on_aws() -> bool {
-    through_lambda() || std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "aws")
+    through_lambda() || in_cluster() || std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "aws")
 }
 
 /// Whether the scenarios also use the API as a Lambda function.

@@ -20,7 +20,7 @@ use crate::http::{Authority, Http};
 /// How the server behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// The password that opens every repository; any user name will do, as on the big forges.
+    /// The password that opens every repository; any user name will do, as on the big forges. Empty: everybody may read.
     pub token: String,
     /// Instead of answering, send every request to this base URL.
     pub redirect_to: Option<String>,
@@ -71,7 +71,11 @@ async fn answer(State(door): State<Arc<Door>>, method: Method, uri: Uri, headers
     if let Some(other) = &door.rules.redirect_to {
         return (StatusCode::FOUND, [(header::LOCATION, format!("{other}{uri}"))]).into_response();
     }
-    let Some((user, password)) = offer else { return refused() };
+    let (user, password) = match offer {
+        Some(offer) => offer,
+        None if door.rules.token.is_empty() => ("nobody".to_owned(), String::new()),
+        None => return refused(),
+    };
     if password != door.rules.token {
         return refused();
     }

@@ -1,11 +1,11 @@
-//! HTTP and HTTPS servers on loopback, on a port of the system's choice.
+//! HTTP and HTTPS servers of the tests, on a port of the system's choice.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use axum::Router;
 use axum::serve::Listener;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -14,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use crate::bench;
 
 /// A certificate authority that nobody knows but who is given its file.
 pub struct Authority {
@@ -43,9 +45,12 @@ impl Authority {
         self.folder.path().join("ca.pem")
     }
 
-    /// A server's side for these names and for 127.0.0.1.
+    /// A server's side for these names and for the address that it listens on.
     fn acceptor(&self, names: &[&str]) -> Result<TlsAcceptor> {
-        let names = names.iter().chain(&["localhost", "127.0.0.1"]).map(|name| (*name).to_owned());
+        // Where pods reach this machine, with a cluster.
+        let host = bench::kube_host().or_else(|_| bench::host())?.to_string();
+        let always = ["localhost", "127.0.0.1", host.as_str()];
+        let names = names.iter().chain(&always).map(|name| (*name).to_owned());
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(names.collect::<Vec<_>>())?.signed_by(&key, &self.issuer)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -68,7 +73,7 @@ pub struct Http {
 impl Http {
     /// Over TLS when there is an authority to sign for it.
     pub async fn start(router: Router, authority: Option<&Authority>) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let listener = TcpListener::bind((bench::host()?, 0)).await?;
         let address = listener.local_addr()?;
         let task = match authority {
             None => tokio::spawn(run(listener, router)),
@@ -124,4 +129,46 @@ pub fn client() -> Result<reqwest::Client> {
         .timeout(Duration::from_secs(30))
         .no_proxy()
         .build()?)
+}
+
+/// Pages, cookies, redirects; no scripts.
+#[derive(Debug)]
+pub struct Browser {
+    client: reqwest::Client,
+    cookies: Vec<String>,
+}
+
+impl Browser {
+    pub fn new() -> Result<Self> {
+        Ok(Self { client: client()?, cookies: Vec::new() })
+    }
+
+    /// A page, or what a form's body is answered with; `url` follows the redirects.
+    pub async fn open(&mut self, url: &mut reqwest::Url, mut form: Option<String>) -> Result<String> {
+        for _ in 0..5 {
+            let request = match form.take() {
+                Some(body) => {
+                    let request = self.client.post(url.clone()).header("origin", url.origin().ascii_serialization());
+                    request.header("content-type", "application/x-www-form-urlencoded").body(body)
+                }
+                None => self.client.get(url.clone()),
+            };
+            let response = request.header("cookie", self.cookies.join("; ")).send().await?;
+            for cookie in response.headers().get_all("set-cookie") {
+                self.cookies.push(cookie.to_str()?.split(';').next().unwrap_or_default().to_owned());
+            }
+            let status = response.status();
+            if status.is_redirection() {
+                let location = response.headers().get("location").context("a redirect to nowhere")?.to_str()?.to_owned();
+                *url = url.join(&location)?;
+                continue;
+            }
+            let page = response.text().await?;
+            if !status.is_success() {
+                bail!("{url} answers {status}: {page}");
+            }
+            return Ok(page);
+        }
+        bail!("{url} redirects without end")
+    }
 }

@@ -1,22 +1,29 @@
 //! What stands before a function on AWS, in plain HTTP on loopback: a function URL or an HTTP API turns each request into an event
 //! (payload format 2.0) and the function's answer back into HTTP. As many sandboxes are started as there are requests at once.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::aws::Aws;
 use crate::lambda_runtime::{Answer, Outcome, Sandbox};
@@ -43,7 +50,7 @@ pub struct LambdaFront {
     /// Where clients reach it, with the stage and without a slash at the end.
     pub url: String,
     front: Arc<Front>,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -52,6 +59,7 @@ struct Front {
     limit: Duration,
     env: Vec<(String, String)>,
     sandboxes: tokio::sync::Mutex<Vec<Arc<Sandbox>>>,
+    logs: Mutex<Vec<PathBuf>>,
 }
 
 /// What the function is told of its stores, and of its configuration as TOML.
@@ -73,10 +81,42 @@ pub fn environment(aws: &Aws, config: &str) -> Vec<(String, String)> {
     env
 }
 
+/// The keys of a server's configuration that a function has too, and the operator's own agents, which a function has to be told of.
+pub fn function_config(config: &toml::Table, agents: &[Value]) -> Result<String> {
+    const OTHERS: [&str; 11] = [
+        "store",
+        "server_key_secret",
+        "ca_file",
+        "capacity",
+        "max_running",
+        "owner",
+        "secrets",
+        "adapters",
+        "public_url",
+        "metrics_listen",
+        "references",
+    ];
+    let mut config = config.clone();
+    config.retain(|name, _| !OTHERS.contains(&name));
+    config.insert("local_repositories".to_owned(), true.into());
+    if !agents.is_empty() {
+        let told = agents.iter().map(|agent| {
+            let known = agent.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
+            toml::Value::try_from(known.collect::<BTreeMap<_, _>>())
+        });
+        config.insert("agents".to_owned(), told.collect::<Result<toml::value::Array, _>>()?.into());
+    }
+    Ok(config.to_string())
+}
+
 impl LambdaFront {
     /// `limit`: how long Lambda lets an invocation run.
-    pub async fn start(entrance: Entrance, mut env: Vec<(String, String)>, limit: Duration) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    pub async fn start(entrance: Entrance, env: Vec<(String, String)>, limit: Duration) -> Result<Self> {
+        Self::start_at("127.0.0.1:0", entrance, env, limit).await
+    }
+
+    pub async fn start_at(listen: &str, entrance: Entrance, mut env: Vec<(String, String)>, limit: Duration) -> Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
         let mut url = format!("http://{}", listener.local_addr()?);
         if let Entrance::HttpApi { stage } = &entrance {
             url = format!("{url}/{stage}");
@@ -84,20 +124,27 @@ impl LambdaFront {
         let mode = if entrance == (Entrance::FunctionUrl { streams: true }) { "RESPONSE_STREAM" } else { "BUFFERED" };
         env.push(("CKRV_INVOKE_MODE".to_owned(), mode.to_owned()));
         env.push(("CKRV_PUBLIC_URL".to_owned(), url.clone()));
-        let front = Arc::new(Front { entrance, limit, env, sandboxes: tokio::sync::Mutex::default() });
+        let front = Arc::new(Front { entrance, limit, env, sandboxes: tokio::sync::Mutex::default(), logs: Mutex::default() });
         // So that a function that can't start is told at once.
         drop(front.sandbox().await?);
-        let router = Router::new().fallback(serve).with_state(Arc::clone(&front));
-        let task = tokio::spawn(async move {
-            // Ends only by being dropped.
-            let _ = axum::serve(listener, router).await;
-        });
+        let task = tokio::spawn(listen_on(listener, Arc::clone(&front)));
         Ok(Self { url, front, task })
     }
 
     /// What all its sandboxes have printed.
-    pub async fn log(&self) -> String {
-        self.front.sandboxes.lock().await.iter().map(|sandbox| sandbox.log()).collect()
+    pub fn log(&self) -> String {
+        let logs = self.front.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        logs.iter().map(|log| std::fs::read_to_string(log).unwrap_or_default()).collect()
+    }
+
+    /// Kills its sandboxes in the middle of their work, and breaks every connection.
+    pub async fn kill(mut self) {
+        self.task.abort();
+        // It was cancelled, or its listener had failed.
+        let _ = (&mut self.task).await;
+        for sandbox in self.front.sandboxes.lock().await.drain(..) {
+            sandbox.kill();
+        }
     }
 
     /// Of the first sandbox: how long it took to start, and its memory in KiB, now and at its highest.
@@ -125,7 +172,9 @@ impl Front {
                     return Ok((Arc::clone(sandbox), permit));
                 }
                 if sandboxes.len() < MAX_SANDBOXES {
-                    sandboxes.push(Arc::new(Sandbox::start(&self.env).await?));
+                    let sandbox = Sandbox::start(&self.env).await?;
+                    self.logs.lock().unwrap_or_else(PoisonError::into_inner).push(sandbox.log_file());
+                    sandboxes.push(Arc::new(sandbox));
                     continue;
                 }
             }
@@ -148,7 +197,20 @@ impl Front {
     }
 }
 
-async fn serve(State(front): State<Arc<Front>>, request: Request) -> Response {
+/// Ends only by being dropped, and its connections with it.
+async fn listen_on(listener: TcpListener, front: Arc<Front>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let front = Arc::clone(&front);
+        let serve = service_fn(move |request: hyper::Request<Incoming>| {
+            let front = Arc::clone(&front);
+            async move { Ok::<_, Infallible>(serve(&front, request.map(Body::new)).await) }
+        });
+        connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), serve));
+    }
+}
+
+async fn serve(front: &Front, request: Request) -> Response {
     match front.answer(request).await {
         Ok(response) => response,
         Err(error) => (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response(),
@@ -166,7 +228,7 @@ fn response(answer: Answer) -> Result<Response> {
         }
     }
     let chunks = futures::stream::unfold(answer.body, async |mut body| {
-        body.recv().await.map(|bytes: Bytes| (Ok::<_, std::convert::Infallible>(bytes), body))
+        body.recv().await.map(|bytes: Bytes| (Ok::<_, Infallible>(bytes), body))
     });
     let body = if answer.status == 204 { Body::empty() } else { Body::from_stream(chunks) };
     let mut response = Response::new(body);

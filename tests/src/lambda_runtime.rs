@@ -187,6 +187,14 @@ impl Sandbox {
         self.process.id()
     }
 
+    /// In the middle of whatever it does.
+    pub(crate) fn kill(&self) {
+        if let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) {
+            // An error: it has ended already.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+
     pub fn runs(&mut self) -> bool {
         matches!(self.process.try_wait(), Ok(None))
     }

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::bench;
+use crate::forge::Forge;
 use crate::git::git;
+use crate::git_http::Rules;
 use crate::repo::Repo;
 use crate::server::{Server, Setup};
 use crate::user::{Ran, User};
@@ -23,6 +26,8 @@ pub struct Scene {
     pub project: PathBuf,
     folder: tempfile::TempDir,
     made: AtomicUsize,
+    /// In the test cluster: where job pods clone from.
+    _forge: Option<Forge>,
 }
 
 impl Scene {
@@ -32,8 +37,14 @@ impl Scene {
     }
 
     /// The user's access token is given by `CKRV_TOKEN`: the login is the matter of other tests.
-    pub async fn with(setup: Setup, repo: Repo) -> Result<Self> {
-        Self::of(Server::start(setup).await?, repo).await
+    pub async fn with(mut setup: Setup, repo: Repo) -> Result<Self> {
+        let forge = if bench::in_cluster() { Some(public(&mut setup, &repo).await?) } else { None };
+        let mut scene = Self::of(Server::start(setup).await?, repo).await?;
+        if let Some(forge) = &forge {
+            forge.is_origin_of(&scene.project)?;
+        }
+        scene._forge = forge;
+        Ok(scene)
     }
 
     /// With a server that runs already.
@@ -43,7 +54,7 @@ impl Scene {
         let folder = tempfile::Builder::new().prefix("ckrv-scene-").tempdir()?;
         let project = folder.path().join("project");
         repo.clone_to(&project, None)?;
-        Ok(Self { server, user, repo, project, folder, made: AtomicUsize::new(0) })
+        Ok(Self { server, user, repo, project, folder, made: AtomicUsize::new(0), _forge: None })
     }
 
     /// A folder beside the clone.
@@ -96,7 +107,11 @@ impl Scene {
     /// A gate that a script can wait at.
     pub fn gate(&self) -> Gate {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        Gate { path: self.folder.path().join(format!("gate{number}")) }
+        let name = format!("gate{number}");
+        match self.server.cluster() {
+            Ok(cluster) => Gate { path: Path::new("/tmp").join(name), jobs: Some(cluster.jobs.clone()) },
+            Err(_) => Gate { path: self.folder.path().join(name), jobs: None },
+        }
     }
 
     /// `git status` with everything in it, and the content of each file outside `.git`: equal before and after means untouched.
@@ -146,10 +161,25 @@ fn read(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, u32, Vec<u8>)>) ->
     Ok(())
 }
 
+/// The repository on a server that pods reach, where everybody may read.
+async fn public(setup: &mut Setup, repo: &Repo) -> Result<Forge> {
+    let forge = Forge::https_with(repo, Rules::default()).await?;
+    if let Some(file) = forge.ca_file()
+        && !setup.config.contains_key("ca_file")
+    {
+        setup.config.insert("ca_file".to_owned(), file.display().to_string().into());
+    }
+    let policy = setup.config.entry("policy").or_insert_with(|| toml::Table::new().into());
+    policy.as_table_mut().context("policy is not a table")?.insert("private_git_hosts".to_owned(), true.into());
+    Ok(forge)
+}
+
 /// Closed at first.
 #[derive(Debug)]
 pub struct Gate {
     path: PathBuf,
+    /// In the test cluster: the namespace of the pods that may stand before it, each with the file in its own `/tmp`.
+    jobs: Option<String>,
 }
 
 impl Gate {
@@ -160,19 +190,34 @@ impl Gate {
     }
 
     pub fn open(&self) -> Result<()> {
+        if self.jobs.is_some() {
+            let script = format!("test -e {0}.reached && touch {0}", self.path.display());
+            return self.in_pod(&script).map(drop).context("no pod stands before the gate");
+        }
         std::fs::write(&self.path, "")?;
         Ok(())
     }
 
     /// Waits until the script stands before it; gives the shell's process id.
     pub async fn reached(&self) -> Result<i32> {
-        let path = self.path.with_extension("reached");
-        let read = async || std::fs::read_to_string(&path).ok()?.trim().parse().ok();
+        let read = async || self.read().and_then(|text| text.trim().parse().ok());
         wait_until("the script stands before the gate", PATIENCE, read).await
     }
 
     pub fn was_reached(&self) -> bool {
-        self.path.with_extension("reached").exists()
+        self.read().is_some()
+    }
+
+    fn read(&self) -> Option<String> {
+        match self.jobs {
+            Some(_) => self.in_pod(&format!("cat {}.reached", self.path.display())),
+            None => std::fs::read_to_string(self.path.with_extension("reached")).ok(),
+        }
+    }
+
+    /// What the script prints in the first agent pod where it succeeds.
+    fn in_pod(&self, script: &str) -> Option<String> {
+        crate::kube::in_any_agent(self.jobs.as_deref()?, script)
     }
 }
 

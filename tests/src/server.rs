@@ -15,9 +15,13 @@ use tokio::process::{Child, Command};
 use crate::activation::{Form, urlencoded};
 use crate::aws::Aws;
 use crate::bench;
-use crate::http::client;
-use crate::lambda_front::{Entrance, LambdaFront, environment};
+use crate::http::{Browser, client};
+use crate::kube::Installed;
+use crate::lambda_front::{Entrance, LambdaFront, environment, function_config};
 use crate::wait::{PATIENCE, wait_until};
+
+/// Listens on a port of the system's choice.
+const ANYWHERE: &str = "127.0.0.1:0";
 
 /// What a server is started with.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +55,8 @@ pub struct Server {
     entrance: Option<String>,
     /// On the AWS backend.
     dispatcher: Option<Child>,
+    /// In the test cluster, instead of the dispatcher.
+    cluster: Option<Installed>,
     url: String,
     owner_code: String,
     /// Each code serves one login; the next one is printed.
@@ -100,16 +106,14 @@ impl Server {
             function: None,
             entrance: None,
             dispatcher: None,
+            cluster: None,
             url: String::new(),
             owner_code: String::new(),
             used_code: Mutex::default(),
         };
-        server.spawn("127.0.0.1:0").await?;
-        if let Some(aws) = server.aws.as_ref().filter(|_| through_lambda) {
-            let env = environment(aws, &function_config(&config));
-            let function = LambdaFront::start(Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?;
-            server.entrance = Some(function.url.clone());
-            server.function = Some(function);
+        server.spawn(ANYWHERE).await?;
+        if through_lambda {
+            server.start_function(ANYWHERE).await?;
         }
         Ok(server)
     }
@@ -124,8 +128,32 @@ impl Server {
 
     /// Starts it again on the same data, at the same address.
     pub async fn start_again(&mut self) -> Result<()> {
-        let address = self.url.split_once("://").context("it never had an address")?.1.to_owned();
-        self.spawn(&address).await
+        let address = |url: &str| Ok::<_, anyhow::Error>(url.split_once("://").context("it never had an address")?.1.to_owned());
+        self.spawn(&address(&self.url)?).await?;
+        match &self.entrance {
+            Some(entrance) => self.start_function(&address(entrance)?).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn start_function(&mut self, listen: &str) -> Result<()> {
+        let aws = self.aws.as_ref().context("a function has the AWS backend only")?;
+        let config: toml::Table = std::fs::read_to_string(self.folder.path().join("config.toml"))?.parse()?;
+        let mut env = environment(aws, &function_config(&config, &self.own_agents(&config).await?)?);
+        env.extend(self.setup.env.iter().cloned());
+        let function = LambdaFront::start_at(listen, Entrance::FunctionUrl { streams: true }, env, PATIENCE).await?;
+        self.entrance = Some(function.url.clone());
+        self.function = Some(function);
+        Ok(())
+    }
+
+    /// What a server that has WebAssembly tells of the operator's own adapters.
+    async fn own_agents(&self, config: &toml::Table) -> Result<Vec<Value>> {
+        let Some(own) = config.get("adapters").and_then(toml::Value::as_table) else { return Ok(Vec::new()) };
+        let request = client()?.get(format!("{}/v1/agents", self.url)).bearer_auth(self.login().await?.access);
+        let list: Value = request.send().await?.error_for_status()?.json().await?;
+        let agents = list["agents"].as_array().cloned().unwrap_or_default();
+        Ok(agents.into_iter().filter(|agent| agent["name"].as_str().is_some_and(|name| own.contains_key(name))).collect())
     }
 
     async fn spawn(&mut self, listen: &str) -> Result<()> {
@@ -149,6 +177,9 @@ impl Server {
             Err(status) => bail!("ckrv serve ended with {status}:\n{}", self.log()),
         }
         self.process = Some(process);
+        if bench::in_cluster() {
+            return self.install().await;
+        }
         if self.aws.is_some() {
             // After the API, which makes the owner's account.
             self.dispatcher = Some(self.process(&self.dispatcher_log(), &["--role", "dispatcher"], &self.data())?);
@@ -157,6 +188,26 @@ impl Server {
             wait_until("the dispatcher takes jobs", PATIENCE, ready).await.with_context(|| self.log())?;
         }
         Ok(())
+    }
+
+    /// The dispatchers' part; they outlive the API's process.
+    async fn install(&mut self) -> Result<()> {
+        let Some(aws) = self.aws.as_ref() else {
+            bail!("this scenario is of the embedded default: it has no place in a cluster")
+        };
+        let config: toml::Table = std::fs::read_to_string(self.folder.path().join("config.toml"))?.parse()?;
+        match &self.cluster {
+            Some(installed) => installed.ready().await,
+            None => {
+                self.cluster = Some(Installed::install(&config, aws, 1).await?);
+                Ok(())
+            }
+        }
+    }
+
+    /// The dispatchers in the test cluster.
+    pub fn cluster(&self) -> Result<&Installed> {
+        self.cluster.as_ref().context("this server's jobs don't run in the cluster")
     }
 
     /// `ckrv serve` with these flags, on that data folder.
@@ -216,12 +267,16 @@ impl Server {
     /// What it has printed since it was last started.
     pub fn log(&self) -> String {
         let read = |file: PathBuf| std::fs::read_to_string(file).unwrap_or_default();
-        read(self.log_file()) + &read(self.dispatcher_log())
+        let function = self.function.as_ref().map(LambdaFront::log).unwrap_or_default();
+        let pods = self.cluster.as_ref().map(Installed::log).unwrap_or_default();
+        read(self.log_file()) + &read(self.dispatcher_log()) + &function + &pods
     }
 
     /// What it printed in all its starts; the file of each start is kept.
     pub fn logs(&self) -> Vec<PathBuf> {
-        let names = (1..=self.starts).flat_map(|start| [format!("serve-{start}.log"), format!("dispatcher-{start}.log")]);
+        self.keep_function_log();
+        let parts = ["serve", "dispatcher", "function"];
+        let names = (1..=self.starts).flat_map(|start| parts.map(|part| format!("{part}-{start}.log")));
         names.map(|name| self.folder.path().join(name)).filter(|path| path.exists()).collect()
     }
 
@@ -233,8 +288,25 @@ impl Server {
         self.folder.path().join(format!("serve-{}.log", self.starts))
     }
 
+    /// A sandbox's log goes with it.
+    fn keep_function_log(&self) {
+        if let Some(function) = &self.function {
+            let path = self.folder.path().join(format!("function-{}.log", self.starts));
+            // A test that wants it misses it then.
+            let _ = std::fs::write(path, function.log());
+        }
+    }
+
+    async fn kill_function(&mut self) {
+        self.keep_function_log();
+        if let Some(function) = self.function.take() {
+            function.kill().await;
+        }
+    }
+
     /// SIGKILL, as a power cut would be; its job runners live on.
     pub async fn kill(&mut self) -> Result<()> {
+        self.kill_function().await;
         let process = self.process.take().context("it does not run")?;
         for mut process in [Some(process), self.dispatcher.take()].into_iter().flatten() {
             process.kill().await?;
@@ -244,7 +316,7 @@ impl Server {
 
     /// SIGTERM, and waits for its end; an exit code other than 0 is an error.
     pub async fn stop(&mut self) -> Result<()> {
-        self.function = None;
+        self.kill_function().await;
         let process = self.process.take().context("it does not run")?;
         for mut process in [Some(process), self.dispatcher.take()].into_iter().flatten() {
             let pid = i32::try_from(process.id().context("it has ended already")?)?;
@@ -282,7 +354,8 @@ impl Server {
 
     /// The last one-time code that it printed, once that is another than the one that served the login before.
     async fn next_code(&self) -> Result<String> {
-        let last = async || self.log().lines().filter_map(one_time_code).next_back();
+        let printed = || std::fs::read_to_string(self.log_file()).unwrap_or_default();
+        let last = async || printed().lines().filter_map(one_time_code).next_back();
         let unused = async || last().await.filter(|code| *code != *self.used_code.lock().unwrap_or_else(PoisonError::into_inner));
         let code = wait_until("ckrv serve prints a new one-time code", PATIENCE, unused).await?;
         self.used_code.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&code);
@@ -292,7 +365,7 @@ impl Server {
     /// Confirms a user's code on the activation page, as its owner would in a browser.
     pub async fn activate(&self, page: &str, user_code: &str) -> Result<()> {
         let code = self.next_code().await?;
-        let mut browser = Browser { client: client()?, cookies: Vec::new() };
+        let mut browser = Browser::new()?;
         // The function has no owner at its side who could read a code: the same page of the API process.
         let page = self.function.as_ref().map_or(page.to_owned(), |function| page.replace(&function.url, &self.url));
         let mut url = reqwest::Url::parse(&page)?;
@@ -303,63 +376,6 @@ impl Server {
             html = browser.open(&mut url, Some(urlencoded(&form.fill(user_code, &code)))).await?;
         }
         bail!("the activation page is never content:\n{html}")
-    }
-}
-
-/// The keys of a server's configuration that a function has too.
-fn function_config(config: &toml::Table) -> String {
-    const OTHERS: [&str; 11] = [
-        "store",
-        "server_key_secret",
-        "ca_file",
-        "capacity",
-        "max_running",
-        "owner",
-        "secrets",
-        "adapters",
-        "public_url",
-        "metrics_listen",
-        "references",
-    ];
-    let mut config = config.clone();
-    config.retain(|name, _| !OTHERS.contains(&name));
-    config.insert("local_repositories".to_owned(), true.into());
-    config.to_string()
-}
-
-/// Pages, cookies, redirects; no scripts.
-struct Browser {
-    client: reqwest::Client,
-    cookies: Vec<String>,
-}
-
-impl Browser {
-    async fn open(&mut self, url: &mut reqwest::Url, mut form: Option<String>) -> Result<String> {
-        for _ in 0..5 {
-            let request = match form.take() {
-                Some(body) => {
-                    let request = self.client.post(url.clone()).header("origin", url.origin().ascii_serialization());
-                    request.header("content-type", "application/x-www-form-urlencoded").body(body)
-                }
-                None => self.client.get(url.clone()),
-            };
-            let response = request.header("cookie", self.cookies.join("; ")).send().await?;
-            for cookie in response.headers().get_all("set-cookie") {
-                self.cookies.push(cookie.to_str()?.split(';').next().unwrap_or_default().to_owned());
-            }
-            let status = response.status();
-            if status.is_redirection() {
-                let location = response.headers().get("location").context("a redirect to nowhere")?.to_str()?.to_owned();
-                *url = url.join(&location)?;
-                continue;
-            }
-            let page = response.text().await?;
-            if !status.is_success() {
-                bail!("{url} answers {status}: {page}");
-            }
-            return Ok(page);
-        }
-        bail!("{url} redirects without end")
     }
 }
 

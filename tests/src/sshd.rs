@@ -2,7 +2,7 @@
 //! for reading. Needs `sshd` and `ssh-keygen`; runs as root or not, and logs in as whoever runs the test.
 
 use std::fs::Permissions;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,11 +10,13 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 use tokio::process::{Child, Command};
 
+use crate::bench;
 use crate::wait::{PATIENCE, wait_until};
 
 #[derive(Debug)]
 pub struct Sshd {
     folder: tempfile::TempDir,
+    host: IpAddr,
     port: u16,
     user: String,
     repository: PathBuf,
@@ -34,27 +36,28 @@ impl Sshd {
             std::fs::create_dir_all("/run/sshd").context("can't make sshd's folder")?;
         }
         let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective())?.context("who runs this?")?.name;
+        let host = bench::host()?;
         // A port may be taken between our look and sshd's: then the next one.
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            if let Some(child) = listen(folder.path(), port).await? {
-                return Ok(Self { folder, port, user, repository: repository.to_owned(), child });
+            let port = TcpListener::bind((bench::host()?, 0))?.local_addr()?.port();
+            if let Some(child) = listen(folder.path(), host, port).await? {
+                return Ok(Self { folder, host, port, user, repository: repository.to_owned(), child });
             }
         }
         let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
         bail!("sshd does not start:\n{log}")
     }
 
-    /// `ssh://user@127.0.0.1:PORT/path`
+    /// `ssh://user@HOST:PORT/path`
     pub fn url(&self) -> String {
-        format!("ssh://{}@127.0.0.1:{}{}", self.user, self.port, self.repository.display())
+        format!("ssh://{}@{}:{}{}", self.user, self.host, self.port, self.repository.display())
     }
 
     /// The line that pins the host key.
     pub fn known_hosts(&self) -> Result<String> {
         let public = std::fs::read_to_string(self.folder.path().join("host.pub"))?;
         let words: Vec<_> = public.split_whitespace().take(2).collect();
-        Ok(format!("[127.0.0.1]:{} {}\n", self.port, words.join(" ")))
+        Ok(format!("[{}]:{} {}\n", self.host, self.port, words.join(" ")))
     }
 
     /// The private deploy key, OpenSSH's format.
@@ -105,10 +108,10 @@ fn write_door(folder: &Path, repository: &Path) -> Result<()> {
 }
 
 /// `None`: it ended at once, most likely because the port is taken.
-async fn listen(folder: &Path, port: u16) -> Result<Option<Child>> {
+async fn listen(folder: &Path, host: IpAddr, port: u16) -> Result<Option<Child>> {
     let at = |name: &str| folder.join(name).display().to_string();
     let config = format!(
-        "ListenAddress 127.0.0.1:{port}\nHostKey {}\nPidFile none\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
+        "ListenAddress {host}:{port}\nHostKey {}\nPidFile none\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
          KbdInteractiveAuthentication no\nPermitRootLogin forced-commands-only\nAcceptEnv GIT_PROTOCOL\nPrintMotd no\nMaxStartups 100\nLogLevel VERBOSE\n",
         at("host"),
         at("authorized_keys")
@@ -130,7 +133,7 @@ async fn listen(folder: &Path, port: u16) -> Result<Option<Child>> {
         if child.try_wait().ok().flatten().is_some() {
             return Some(false);
         }
-        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok().map(|_| true)
+        tokio::net::TcpStream::connect((host, port)).await.ok().map(|_| true)
     });
     Ok(if up.await? { Some(child) } else { None })
 }

@@ -43,10 +43,10 @@ impl Witness {
     }
 
     async fn check_all(&self, api: &Api, server: &Server) -> Result<Told> {
-        let records = Records::open(&server.data())?;
-        let record = records.job(&self.id)?;
+        let records = Records::of(server);
+        let record = records.job(&self.id).await?;
         ensure!(record["state"] == "succeeded", "it ended otherwise: {record:#}");
-        one_end(&records.events(&self.id)?)?;
+        one_end(&records.events(&self.id).await?)?;
         let log = log_is_whole(api, &self.id, &record).await?;
         self.all_lines(&log, &record)?;
         self.one_diff(api, &record).await?;

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ckrv_tests::faults::Faults;
+use ckrv_tests::records::Records;
 use ckrv_tests::repo::Repo;
 use ckrv_tests::scene::{Scene, error, script_spec};
 use ckrv_tests::server::{Setup, files_below};
@@ -82,7 +83,8 @@ async fn edge_time_limit_terminates_with_a_timeout_error_and_no_partial_result()
     }
     // The log tells how far it came; nothing of the result is kept anywhere.
     assert!(scene.ckrv(&["logs", &id]).await?.ok()?.contains("begun"));
-    let kept = files_below(&scene.server.data())?;
+    let dump = tempfile::tempdir()?;
+    let kept = Records::of(&scene.server).files(dump.path()).await?;
     assert!(!kept.iter().any(|path| path.ends_with("diff") || path.ends_with("partial.txt")), "{kept:?}");
     Ok(())
 }
@@ -136,8 +138,10 @@ async fn edge_credentials_are_found_nowhere_in_the_clear() -> Result<()> {
     // As it is, and as base64 of something that it begins 0, 1 or 2 bytes into a group of: without the ends, where its neighbours mix in.
     let base64 = |skip: usize| STANDARD_NO_PAD.encode(&SECRET.as_bytes()[skip..skip + 24]);
     let needles = [SECRET.to_owned(), base64(0), base64(1), base64(2)];
-    let nowhere = || -> Result<()> {
-        let files = [files_below(&scene.server.data())?, files_below(scene.user.home())?, scene.server.logs()].concat();
+    let nowhere = async || -> Result<()> {
+        let dump = tempfile::tempdir()?;
+        let kept = Records::of(&scene.server).files(dump.path()).await?;
+        let files = [kept, files_below(scene.user.home())?, scene.server.logs()].concat();
         assert!(files.len() > 5);
         for path in files {
             let content = std::fs::read(&path).unwrap_or_default();
@@ -148,11 +152,11 @@ async fn edge_credentials_are_found_nowhere_in_the_clear() -> Result<()> {
         }
         Ok(())
     };
-    nowhere()?;
+    nowhere().await?;
     gate.open()?;
     scene.ckrv(&["wait", &id]).await?.ok()?;
     assert!(!scene.ckrv(&["logs", &id]).await?.ok()?.contains(SECRET));
-    nowhere()?;
+    nowhere().await?;
     Ok(())
 }
 

@@ -9,11 +9,24 @@ use ckrv_tests::faults::Faults;
 use ckrv_tests::scene::Scene;
 use serde_json::Value;
 
-/// What one follower must live through.
-const CUTS: usize = 1000;
 /// A connection lives for so many bytes, in both directions together: a question about the job always fits, the log never does.
 const BYTES: std::ops::Range<usize> = 4_500..12_000;
-const FOLLOWERS: usize = 8;
+
+/// How much of it.
+struct Size {
+    cuts: usize,
+    followers: usize,
+    lines: usize,
+}
+
+/// A function reads the log anew after each cut, which takes it many minutes for a thousand: there it is a slice of the same.
+fn size() -> Size {
+    if bench::through_lambda() {
+        Size { cuts: 60, followers: 2, lines: 3000 }
+    } else {
+        Size { cuts: 1000, followers: 8, lines: 5000 }
+    }
+}
 
 /// Followers share the cuts, since each pauses before it comes back. What each wrote must be, byte for byte, what is stored.
 #[tokio::test(flavor = "multi_thread")]
@@ -21,14 +34,15 @@ async fn a_log_followed_through_a_thousand_cuts_is_the_log_that_was_written() ->
     let mut scene = Scene::start().await?;
     let server: SocketAddr = scene.server.url().trim_start_matches("http://").parse()?;
     let faults = Faults::start(server, bench::seed(), BYTES).await?;
-    let gate = scene.gate();
+    let (size, gate) = (size(), scene.gate());
     let lines = |from: usize, to: usize| format!("i={from}; while [ $i -lt {to} ]; do i=$((i+1)); echo \"line $i é\"; done");
-    let id = scene.submit(&format!("{}\n{}\n{}", lines(0, 2500), gate.wait(), lines(2500, 5000))).await?;
+    let id =
+        scene.submit(&format!("{}\n{}\n{}", lines(0, size.lines / 2), gate.wait(), lines(size.lines / 2, size.lines))).await?;
     gate.reached().await?;
     let token = scene.server.login().await?.access;
     scene.user.set("CKRV_URL", &format!("http://{}", faults.address));
     let mut followers = tokio::task::JoinSet::new();
-    for _ in 0..FOLLOWERS {
+    for _ in 0..size.followers {
         let follow = scene.user.command(&scene.project, &["logs", "--json", "-f", &id]).spawn()?;
         followers.spawn(async move { follow.wait_with_output().await });
     }
@@ -48,6 +62,6 @@ async fn a_log_followed_through_a_thousand_cuts_is_the_log_that_was_written() ->
         ensure!(seen == written, "{} entries arrived of {}", seen.len(), written.len());
     }
     let cuts = faults.cuts();
-    ensure!(cuts >= CUTS, "only {cuts} cuts: the test needs a longer log");
+    ensure!(cuts >= size.cuts, "only {cuts} cuts: the test needs a longer log");
     Ok(())
 }

@@ -121,12 +121,12 @@ impl AtGate {
         let script = format!("echo before\n{}\necho after\necho done > done.txt", gate.wait());
         let id = scene.submit(&script).await?;
         let agent = Pid::from_raw(gate.reached().await?);
-        let records = Records::open(&scene.server.data())?;
+        let records = Records::of(&scene.server);
         Ok(Self { scene, api, records, id, agent, gate })
     }
 
     async fn runner(&self) -> Result<Pid> {
-        let fence = self.records.job(&self.id)?["fence"].as_u64().context("no fence")?;
+        let fence = self.records.job(&self.id).await?["fence"].as_u64().context("no fence")?;
         runner(&self.records.attempt(&self.id, fence)).await
     }
 
@@ -134,9 +134,9 @@ impl AtGate {
     async fn succeeds_in_a_second_attempt(&self, why: &str) -> Result<()> {
         self.gate.open()?;
         self.api.ended(&self.id, END).await?;
-        let record = self.records.job(&self.id)?;
+        let record = self.records.job(&self.id).await?;
         ensure!(record["state"] == "succeeded" && record["attempt"] == 2, "{record:#}\n{}", self.scene.server.log());
-        one_end(&self.records.events(&self.id)?)?;
+        one_end(&self.records.events(&self.id).await?)?;
         let log = log_is_whole(&self.api, &self.id, &record).await?;
         let said = log.iter().filter_map(|entry| entry["message"].as_str()).any(|message| message.contains(why));
         ensure!(said, "the log does not say {why:?}: {log:#?}");
@@ -167,18 +167,18 @@ async fn edge_a_job_whose_runner_dies_each_time_is_given_up_after_four_attempts(
     let mut fence = 0;
     for _ in 0..4 {
         fence = ckrv_tests::wait::wait_until("the next attempt", END, async || {
-            let record = job.records.job(&job.id).ok()?;
+            let record = job.records.job(&job.id).await.ok()?;
             record["fence"].as_u64().filter(|next| *next > fence && record["lease"].is_object())
         })
         .await?;
         signal(runner(&job.records.attempt(&job.id, fence)).await?, Signal::SIGKILL)?;
     }
     let ended = job.api.ended(&job.id, END).await?;
-    let record = job.records.job(&job.id)?;
+    let record = job.records.job(&job.id).await?;
     ensure!(ended["state"] == "failed" && record["outcome"]["class"] == "infrastructure", "{record:#}");
     let message = ended["error_message"].as_str().unwrap_or_default();
     ensure!(message.contains("given up after 4 attempts") && message.contains("without a report"), "{message}");
-    one_end(&job.records.events(&job.id)?)?;
+    one_end(&job.records.events(&job.id).await?)?;
     log_is_whole(&job.api, &job.id, &record).await?;
     Ok(())
 }

@@ -92,9 +92,10 @@ async fn whoever_asked_is_told_over_https_and_can_check_by_whom() -> Result<()> 
     for field in ["id", "state", "status", "head_sha", "diff_stat", "result_summary", "result_url", "usage", "completed_at"] {
         assert!(!job[field].is_null() && told["job"][field] == job[field], "{field}: {told}\n{job}");
     }
-    let records = Records::open(&scene.server.data())?;
-    wait_until("the delivery is noted", PATIENCE, async || records.job(&id).ok().filter(|job| job["notice"].is_null())).await?;
-    let events = records.events(&id)?;
+    let records = Records::of(&scene.server);
+    let noted = async || records.job(&id).await.ok().filter(|job| job["notice"].is_null());
+    wait_until("the delivery is noted", PATIENCE, noted).await?;
+    let events = records.events(&id).await?;
     assert_eq!(events.last().map(|event| event["note"].clone()), Some("delivered: 204 No Content".into()), "{events:?}");
     assert_eq!(hook.seen().len(), 1);
     // A failed job is told of too, a job without a URL is not.
@@ -120,8 +121,9 @@ async fn a_server_killed_between_delivery_and_note_delivers_again_with_the_same_
     let seen = hook.until(2).await?;
     let (first, second) = (verified(&secret, &seen[0])?, verified(&secret, &seen[1])?);
     assert_eq!((&first["id"], &first), (&format!("job.ended:{id}").into(), &second));
-    let records = Records::open(&scene.server.data())?;
-    wait_until("the delivery is noted", PATIENCE, async || records.job(&id).ok().filter(|job| job["notice"].is_null())).await?;
+    let records = Records::of(&scene.server);
+    let noted = async || records.job(&id).await.ok().filter(|job| job["notice"].is_null());
+    wait_until("the delivery is noted", PATIENCE, noted).await?;
     assert_eq!(hook.seen().len(), 2);
     Ok(())
 }

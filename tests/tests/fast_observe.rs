@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use ckrv_tests::aws::Aws;
+use ckrv_tests::bench;
 use ckrv_tests::http::client;
 use ckrv_tests::otlp::{Collector, Span};
 use ckrv_tests::repo::Repo;
@@ -24,7 +26,11 @@ fn setup(env: &[(&str, &str)], args: &[&str]) -> Setup {
 
 /// A scene whose user's commands are steps of our trace.
 async fn traced(setup: Setup) -> Result<Scene> {
-    let mut scene = Scene::with(setup, Repo::small(&[("README.md", "# A project\n")])?).await?;
+    traced_of(Server::start(setup).await?).await
+}
+
+async fn traced_of(server: Server) -> Result<Scene> {
+    let mut scene = Scene::of(server, Repo::small(&[("README.md", "# A project\n")])?).await?;
     scene.user.set("TRACEPARENT", &format!("00-{TRACE}-{STEP}-01"));
     Ok(scene)
 }
@@ -56,7 +62,7 @@ async fn one_trace_id_finds_a_job_from_its_submission_to_its_end_over_all_proces
         ensure!(span["attempt"] == 1 || *step == "a job was submitted", "{line}");
     }
     let submitted = lines.iter().find(|line| line["message"] == steps[0]).context("it was there")?;
-    let request = &submitted["spans"][0];
+    let request = request_of(submitted)?;
     ensure!(request["route"] == "/v1/jobs" && request["user"].as_str().is_some_and(|user| user.len() == 36), "{submitted}");
     ensure!(request["request_id"].is_string() && submitted["job"] == id, "{submitted}");
     // Two processes wrote them.
@@ -76,7 +82,11 @@ async fn spans_of_api_dispatcher_gateway_and_runner_reach_a_collector_as_one_tra
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ];
-    let scene = traced(setup(&env, &[])).await?;
+    let setup = setup(&env, &[]);
+    // A function exports nothing: there the API is a process beside the dispatcher.
+    let server =
+        if bench::on_aws() { Server::start_on_aws(setup, Aws::make().await?).await? } else { Server::start(setup).await? };
+    let scene = traced_of(server).await?;
     scene.succeed("echo > a.txt").await?;
     let names = ["POST /v1/jobs", "claim", "run", "prepare", "execute", "publish", "finish"];
     let all = wait_until("the collector has the job's spans", PATIENCE, async || {
@@ -156,9 +166,31 @@ async fn an_error_of_the_service_names_its_request_as_the_log_does() -> Result<(
     let ran = scene.ckrv(&["cancel", "--json", "01900000-0000-7000-8000-000000000000"]).await?;
     let id = ran.json()?["error"]["request_id"].as_str().context("an error has the request's id")?.to_owned();
     let lines = found(&scene.server.log(), &id)?;
-    let span = &lines.first().context("the log knows the request")?["spans"][0];
+    let span = request_of(lines.first().context("the log knows the request")?)?;
     assert!(span["trace_id"] == TRACE && span["status"] == 404 && span["route"] == "/v1/jobs/{id}/cancel", "{lines:?}");
     Ok(())
+}
+
+/// The span of the request that a line stands in; a function's runtime has one of its own around it.
+fn request_of(line: &Value) -> Result<&Value> {
+    let spans = line["spans"].as_array().context("a line has spans")?;
+    spans.iter().find(|span| span["route"].is_string()).with_context(|| format!("no request: {line}"))
+}
+
+/// Takes the place away where blobs are, or gives it back.
+async fn blobs_away(scene: &Scene, away: bool) -> Result<()> {
+    if let Some(aws) = scene.server.aws() {
+        let (s3, bucket) = (aws.s3_client(), &aws.bucket);
+        if away {
+            s3.delete_bucket().bucket(bucket).send().await.context("the bucket")?;
+        } else {
+            s3.create_bucket().bucket(bucket).send().await.context("the bucket")?;
+        }
+        return Ok(());
+    }
+    let (blobs, aside) = (scene.server.data().join("blobs"), scene.server.data().join("blobs.aside"));
+    let (from, to) = if away { (blobs, aside) } else { (aside, blobs) };
+    std::fs::rename(from, to).context("where the blobs are")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,8 +207,8 @@ async fn the_service_says_which_of_its_parts_is_down_and_no_more() -> Result<()>
     let (status, kind, page) = get("/status", "text/html,*/*;q=0.8").await?;
     assert!(status == 200 && kind.starts_with("text/html") && page.contains("All is well"), "{kind} {page}");
 
-    let (blobs, aside) = (scene.server.data().join("blobs"), scene.server.data().join("blobs.aside"));
-    std::fs::rename(&blobs, &aside).context("where the blobs are")?;
+    let reason = if scene.server.aws().is_some() { "NoSuchBucket" } else { "No such file" };
+    blobs_away(&scene, true).await?;
     let (kind, text) = wait_until("/readyz says that it is not ready", PATIENCE, async || {
         get("/readyz", "*/*").await.ok().filter(|(status, ..)| *status == 503).map(|(_, kind, text)| (kind, text))
     })
@@ -185,7 +217,7 @@ async fn the_service_says_which_of_its_parts_is_down_and_no_more() -> Result<()>
     assert_eq!(kind, "application/problem+json");
     assert_eq!(problem["checks"], serde_json::json!({"jobs": "ok", "blobs": "down"}), "{problem}");
     assert_eq!(problem["code"], "not_ready");
-    assert!(!text.contains("No such file") && !text.contains("ckrv-serve-"), "the reason is not for everybody: {text}");
+    assert!(!text.contains(reason) && !text.contains("ckrv-serve-"), "the reason is not for everybody: {text}");
     let (status, _, page) = get("/status", "text/html").await?;
     assert!(status == 503 && page.contains("blobs: <strong>down</strong>"), "{page}");
     let (status, kind, text) = get("/status", "application/json").await?;
@@ -193,9 +225,9 @@ async fn the_service_says_which_of_its_parts_is_down_and_no_more() -> Result<()>
     assert_eq!(get("/healthz", "*/*").await?.0, 200);
     let doctor = scene.ckrv(&["doctor"]).await?;
     assert!(doctor.stdout.contains("down there: blobs"), "{doctor:?}");
-    assert!(scene.server.log().contains("No such file"), "the log has the reason: {}", scene.server.log());
+    assert!(scene.server.log().contains(reason), "the log has the reason: {}", scene.server.log());
 
-    std::fs::rename(&aside, &blobs)?;
+    blobs_away(&scene, false).await?;
     wait_until("/readyz says that it is ready again", PATIENCE, async || {
         get("/readyz", "*/*").await.ok().filter(|(status, ..)| *status == 200)
     })
@@ -262,7 +294,9 @@ fn documented() -> Result<BTreeMap<String, (String, BTreeSet<String>)>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_served_apart_and_are_exactly_those_of_the_document() -> Result<()> {
     let setup = setup(&[], &["--metrics-listen", "127.0.0.1:0"]);
-    let scene = Scene::with(setup, Repo::small(&[("README.md", "# A project\n")])?).await?;
+    // One process has all of them; API and dispatcher apart have each its own.
+    let server = Server::start_embedded(setup).await?;
+    let scene = Scene::of(server, Repo::small(&[("README.md", "# A project\n")])?).await?;
     let line = |log: String| log.lines().find_map(|line| line.strip_prefix("metrics at ").map(str::to_owned));
     let url = wait_until("it says where its metrics are", PATIENCE, async || line(scene.server.log())).await?;
     let good = scene.succeed("echo > a.txt").await?;

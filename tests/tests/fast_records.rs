@@ -35,8 +35,8 @@ impl Frozen {
         let gate = scene.gate();
         let id = scene.submit(&format!("echo before\n{}\necho after\necho done > done.txt", gate.wait())).await?;
         gate.reached().await?;
-        let records = Records::open(&scene.server.data())?;
-        let fence = records.job(&id)?["fence"].as_u64().context("no fence")?;
+        let records = Records::of(&scene.server);
+        let fence = records.job(&id).await?["fence"].as_u64().context("no fence")?;
         let folder = records.attempt(&id, fence);
         let runner = runner(&folder).await?;
         signal(runner, Signal::SIGSTOP)?;
@@ -50,9 +50,9 @@ impl Frozen {
 
     async fn ended(&self, state: &str) -> Result<Stored> {
         self.api.ended(&self.id, PATIENCE).await?;
-        let record = self.records.job(&self.id)?;
+        let record = self.records.job(&self.id).await?;
         ensure!(record["state"] == state, "{record:#}");
-        self.records.stored(&self.id)
+        self.records.stored(&self.id).await
     }
 
     /// Lets it go on, with everything that it wanted to report, until it gives up.
@@ -63,10 +63,10 @@ impl Frozen {
     }
 
     async fn is_unchanged(&self, before: &Stored) -> Result<()> {
-        let after = self.records.stored(&self.id)?;
+        let after = self.records.stored(&self.id).await?;
         ensure!(*before == after, "a late report changed\n{before:#?}\nto\n{after:#?}");
-        one_end(&self.records.events(&self.id)?)?;
-        log_is_whole(&self.api, &self.id, &self.records.job(&self.id)?).await?;
+        one_end(&self.records.events(&self.id).await?)?;
+        log_is_whole(&self.api, &self.id, &self.records.job(&self.id).await?).await?;
         Ok(())
     }
 }
@@ -87,7 +87,7 @@ async fn edge_a_worker_that_reports_after_a_takeover_changes_nothing() -> Result
     frozen.lose_lock()?;
     frozen.gate.open()?;
     let before = frozen.ended("succeeded").await?;
-    ensure!(frozen.records.job(&frozen.id)?["attempt"] == 2, "nobody took over");
+    ensure!(frozen.records.job(&frozen.id).await?["attempt"] == 2, "nobody took over");
     frozen.thaw().await?;
     frozen.is_unchanged(&before).await
 }
@@ -98,7 +98,7 @@ async fn edge_a_worker_that_comes_back_during_a_takeover_disturbs_nothing() -> R
     let frozen = Frozen::start().await?;
     frozen.lose_lock()?;
     let second = async || {
-        let record = frozen.records.job(&frozen.id).ok()?;
+        let record = frozen.records.job(&frozen.id).await.ok()?;
         (record["attempt"] == 2 && record["state"] == "executing").then_some(())
     };
     wait_until("the second attempt executes", PATIENCE, second).await?;
@@ -106,9 +106,9 @@ async fn edge_a_worker_that_comes_back_during_a_takeover_disturbs_nothing() -> R
     gone(frozen.runner, PATIENCE).await?;
     frozen.gate.open()?;
     frozen.ended("succeeded").await?;
-    let record = frozen.records.job(&frozen.id)?;
+    let record = frozen.records.job(&frozen.id).await?;
     ensure!(record["attempt"] == 2, "{record:#}");
-    one_end(&frozen.records.events(&frozen.id)?)?;
+    one_end(&frozen.records.events(&frozen.id).await?)?;
     log_is_whole(&frozen.api, &frozen.id, &record).await?;
     Ok(())
 }
@@ -119,13 +119,13 @@ async fn edge_a_refused_event_is_not_stored() -> Result<()> {
     let scene = Scene::start().await?;
     let api = Api::login(&scene.server).await?;
     let id = scene.succeed("echo done > done.txt").await?;
-    let records = Records::open(&scene.server.data())?;
-    let before = records.stored(&id)?;
+    let records = Records::of(&scene.server);
+    let before = records.stored(&id).await?;
     for _ in 0..3 {
         let refused = api.post(&format!("/v1/jobs/{id}/cancel"), &serde_json::json!({})).await;
         ensure!(refused.is_err(), "a job that has ended was cancelled: {refused:?}");
     }
-    ensure!(records.stored(&id)? == before, "a refused cancel was stored");
+    ensure!(records.stored(&id).await? == before, "a refused cancel was stored");
     Ok(())
 }
 
@@ -141,8 +141,8 @@ async fn edge_an_unreadable_record_is_set_aside_and_named_and_the_rest_is_served
         scene.ckrv(&["wait", id]).await?.ok()?;
     }
     scene.server.kill().await?;
-    let records = Records::open(&scene.server.data())?;
-    records.spoil(&ids[1], "{\"id\": 1, broken")?;
+    let records = Records::of(&scene.server);
+    records.spoil(&ids[1], "{\"id\": 1, broken").await?;
     scene.server.start_again().await?;
     let listed: Value = serde_json::from_str(&scene.ckrv(&["list", "--json"]).await?.ok()?)?;
     for id in [&ids[0], &ids[2]] {
@@ -151,15 +151,16 @@ async fn edge_an_unreadable_record_is_set_aside_and_named_and_the_rest_is_served
     }
     ensure!(!listed.to_string().contains(&ids[1]), "the broken one is listed: {listed}");
     let named = format!("job {}", ids[1]);
-    ensure!(records.set_aside()? == [named.clone()], "{:?}", records.set_aside()?);
+    ensure!(records.set_aside().await? == [named.clone()], "{:?}", records.set_aside().await?);
     ensure!(scene.server.log().contains(&named), "the server's log does not name it:\n{}", scene.server.log());
     // Its owner is not told that it never was.
     let asked = scene.ckrv(&["status", &ids[1]]).await?;
     ensure!(asked.code != 0 && asked.code != 4, "{asked:?}");
-    // New work goes on, and the next start names the record again.
+    // New work goes on, and after the next start the record is named again: at once, or when it is met.
     scene.succeed("echo more > more.txt").await?;
     scene.server.kill().await?;
     scene.server.start_again().await?;
+    scene.ckrv(&["list"]).await?.ok()?;
     let log = async || scene.server.log().contains(&named).then_some(());
     wait_until("the next start names it", Duration::from_secs(10), log).await?;
     Ok(())
@@ -173,10 +174,11 @@ async fn edge_an_unreadable_record_of_a_running_job_stops_nobody_else() -> Resul
     let broken = scene.submit(&gate.wait()).await?;
     gate.reached().await?;
     scene.server.kill().await?;
-    let records = Records::open(&scene.server.data())?;
-    records.spoil(&broken, "")?;
+    let records = Records::of(&scene.server);
+    records.spoil(&broken, "").await?;
     scene.server.start_again().await?;
     scene.succeed("echo more > more.txt").await?;
-    ensure!(records.set_aside()? == [format!("job {broken}")], "{:?}", records.set_aside()?);
+    let aside = async || (records.set_aside().await.ok()? == [format!("job {broken}")]).then_some(());
+    wait_until("the broken one is set aside", PATIENCE, aside).await?;
     gate.open()
 }

@@ -35,7 +35,7 @@ async fn ask(server: &Server, path: &str, token: &str) -> Result<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn eight_processes_with_one_used_up_token_renew_it_once_and_none_is_logged_out() -> Result<()> {
     // Shorter than the time that the command line renews ahead: every token is used up as soon as it is there.
-    let mut server = Server::start_embedded(setup(&[("access_token_seconds", 20)])).await?;
+    let mut server = Server::start(setup(&[("access_token_seconds", 20)])).await?;
     let (tap, user) = tapped(&server).await?;
     user.login(&server).await?;
     server.stop().await?;
@@ -54,7 +54,7 @@ async fn eight_processes_with_one_used_up_token_renew_it_once_and_none_is_logged
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_token_used_again_after_the_grace_ends_the_login() -> Result<()> {
-    let server = Server::start_embedded(setup(&[("refresh_grace_seconds", 0)])).await?;
+    let server = Server::start(setup(&[("refresh_grace_seconds", 0)])).await?;
     let tokens = server.login().await?;
     let refresh = async |token: &str| -> Result<(u16, Value)> {
         let body = json!({"refresh_token": token, "grant_type": "refresh_token"});
@@ -75,7 +75,7 @@ async fn a_refresh_token_used_again_after_the_grace_ends_the_login() -> Result<(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_token_does_what_it_may_without_a_login_until_it_is_revoked() -> Result<()> {
-    let server = Server::start_embedded(setup(&[])).await?;
+    let server = Server::start(setup(&[])).await?;
     let (tap, owner) = tapped(&server).await?;
     owner.login(&server).await?;
     let made = owner.run(owner.home(), &["cloud", "tokens", "create", "ci", "--scope", "jobs:read", "--expires", "90d"]).await?;
@@ -105,7 +105,7 @@ async fn a_service_token_does_what_it_may_without_a_login_until_it_is_revoked() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logout_ends_the_login_at_the_service_and_here_even_if_the_service_is_away() -> Result<()> {
-    let mut server = Server::start_embedded(setup(&[])).await?;
+    let mut server = Server::start(setup(&[])).await?;
     let user = User::of(&server)?;
     user.login(&server).await?;
     let watcher = server.login().await?.access;

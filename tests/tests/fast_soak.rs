@@ -60,7 +60,7 @@ impl Soak {
     async fn start(seed: u64) -> Result<Self> {
         let repo = Repo::small(&[("README.md", "# A project\n")])?;
         let server = Server::start(Setup::unsandboxed()).await?;
-        let (api, records) = (Api::login(&server).await?, Records::open(&server.data())?);
+        let (api, records) = (Api::login(&server).await?, Records::of(&server));
         let repository = repo.path().display().to_string();
         let random = StdRng::seed_from_u64(seed);
         Ok(Self { random, seed, server, api, records, repository, open: Vec::new(), figures: Figures::default(), _repo: repo })
@@ -80,8 +80,8 @@ impl Soak {
     async fn fault(&mut self) -> Result<()> {
         match self.random.random_range(0..10) {
             0..4 => self.kill_server().await,
-            4..6 => self.kill_worker(false),
-            6..8 => self.kill_worker(true),
+            4..6 => self.kill_worker(false).await,
+            6..8 => self.kill_worker(true).await,
             8 => self.stop_runner().await,
             _ => self.cancel().await,
         }
@@ -95,15 +95,15 @@ impl Soak {
     }
 
     /// One of the open jobs that may still meet a fault, with its job runner.
-    fn victim(&mut self) -> Option<(usize, Pid)> {
+    async fn victim(&mut self) -> Option<(usize, Pid)> {
         let index = self.random.random_range(0..self.open.len().max(1));
         let job = self.open.get(index).filter(|job| job.faults < FAULTS)?;
-        let fence = self.records.job(&job.witness.id).ok()?["fence"].as_u64()?;
+        let fence = self.records.job(&job.witness.id).await.ok()?["fence"].as_u64()?;
         Some((index, runner_now(&self.records.attempt(&job.witness.id, fence))?))
     }
 
-    fn kill_worker(&mut self, only_shim: bool) -> Result<()> {
-        let Some((index, runner)) = self.victim() else { return Ok(()) };
+    async fn kill_worker(&mut self, only_shim: bool) -> Result<()> {
+        let Some((index, runner)) = self.victim().await else { return Ok(()) };
         if !only_shim {
             self.figures.runner_kills += 1;
             self.open[index].faults += 1;
@@ -117,7 +117,7 @@ impl Soak {
 
     /// Stands still for a while and goes on: nobody may take over, since it still holds its lock.
     async fn stop_runner(&mut self) -> Result<()> {
-        let Some((_, runner)) = self.victim() else { return Ok(()) };
+        let Some((_, runner)) = self.victim().await else { return Ok(()) };
         self.figures.runner_stops += 1;
         signal(runner, Signal::SIGSTOP)?;
         tokio::time::sleep(Duration::from_millis(self.random.random_range(100..2000))).await;
@@ -153,8 +153,8 @@ impl Soak {
     }
 
     async fn check(&mut self, job: &Job) -> Result<()> {
-        let (id, record) = (&job.witness.id, self.records.job(&job.witness.id)?);
-        if one_end(&self.records.events(id)?).is_err() {
+        let (id, record) = (&job.witness.id, self.records.job(&job.witness.id).await?);
+        if one_end(&self.records.events(id).await?).is_err() {
             self.figures.duplicate_ends += 1;
         }
         self.figures.attempts += record["attempt"].as_u64().context("no attempt")?;
