@@ -126,8 +126,11 @@ impl Driver {
     async fn speak_and_hear(&mut self, connection: Connection, source: &mut Source) -> Result<Left, Fault> {
         let (read, write) = tokio::io::split(connection);
         let (shared, timing) = (Arc::clone(&self.shared), self.timing);
-        let speaking = speak(write, &shared, timing.ping_every);
-        let hearing = self.hear(BufReader::with_capacity(MAX_DATA, read));
+        // Before anything is heard: the other end's greeting may be there already, and says from where to go on.
+        let mut greeting = Vec::with_capacity(MAX_DATA + 64);
+        shared.lock().begin(&mut greeting);
+        let speaking = speak(write, greeting, &shared, timing.ping_every);
+        let hearing = self.hear(BufReader::with_capacity(4 * MAX_DATA, read));
         tokio::pin!(speaking, hearing);
         tokio::select! {
             connection = newest(source) => Ok(Left::Replaced(connection)),
@@ -169,10 +172,8 @@ impl Driver {
     }
 }
 
-/// Says what there is to say, until everything is said.
-async fn speak(mut out: WriteHalf<Connection>, shared: &Shared, ping_every: Duration) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(MAX_DATA + 64);
-    shared.lock().begin(&mut buffer);
+/// Says what is in the buffer, then what there is to say, until everything is said.
+async fn speak(mut out: WriteHalf<Connection>, mut buffer: Vec<u8>, shared: &Shared, ping_every: Duration) -> io::Result<()> {
     write(&mut out, &mut buffer).await?;
     let mut spoke = Instant::now();
     let mut tell = false;
