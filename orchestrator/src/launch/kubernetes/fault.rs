@@ -97,15 +97,16 @@ fn fault_of_containers(pod: &Pod) -> Option<Fault> {
     })
 }
 
-/// The end of a pod that is over or gone. One that vanished has a fault, whatever its last status was, unless that was an end.
+/// The end of a pod that is over or gone. One that was taken away has a fault, unless its program had ended in order by then.
 pub(crate) fn ended(pod: &Pod, gone: bool) -> Ended {
-    let ends: Vec<_> =
-        status(pod).and_then(|status| status.container_statuses.as_ref()).into_iter().flatten().filter_map(terminated).collect();
-    let vanished = || (!is_over(pod) && (gone || pod.metadata.deletion_timestamp.is_some())).then_some(Fault::Deleted);
+    let main = status(pod).and_then(|status| status.container_statuses.as_ref());
+    let code = main.into_iter().flatten().filter_map(terminated).map(|end| end.exit_code).next();
+    let in_order = is_over(pod) && code == Some(0);
+    let taken_away = pod.metadata.deletion_timestamp.is_some() || (gone && !is_over(pod));
     let said = containers(pod).filter_map(|one| terminated(one)?.message.as_deref()).map(str::trim).find(|text| !text.is_empty());
     Ended {
-        code: ends.first().map(|end| end.exit_code),
-        fault: fault_of(pod).or_else(vanished),
+        code,
+        fault: fault_of(pod).or_else(|| (taken_away && !in_order).then_some(Fault::Deleted)),
         said: said.unwrap_or_default().to_owned(),
     }
 }

@@ -95,6 +95,18 @@ fn a_pod_that_vanished_has_a_fault() {
 }
 
 #[test]
+fn a_pod_that_was_asked_to_go_is_deleted_unless_its_shim_had_ended_in_order() {
+    let with_code = |code: i32| {
+        let state = json!({ "terminated": { "exitCode": code, "reason": "Error" } });
+        let mut leaving = pod(json!({ "phase": "Failed", "containerStatuses": [main_container(state)] }));
+        leaving.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        ended(&leaving, true).fault
+    };
+    assert_eq!((with_code(143), with_code(0)), (Some(Fault::Deleted), None));
+}
+
+#[test]
 fn what_keeps_a_pod_from_starting_is_told() {
     let waiting = |reason: &str| {
         pod(
