@@ -15,7 +15,7 @@ use ckrv_core::id::UserId;
 use ckrv_store::AuditRecord;
 
 use crate::access::{Authenticated, authorized};
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::middleware::RequestId;
 use crate::state::ApiState;
 
@@ -115,7 +115,7 @@ pub(crate) async fn audit(state: &ApiState, who: &Who, action: &str, target: imp
     if let Err(error) = state.stores.accounts.audit(&record).await {
         state.metrics.audit_failed();
         let AuditRecord { actor, via, action, target, from, .. } = &record;
-        let error = &error as &dyn std::error::Error;
+        let error = chain(&error);
         tracing::error!(
             error,
             actor,

@@ -19,6 +19,17 @@ pub struct ApiError {
     pub(crate) cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
+/// An error with its causes: a log of JSON lines shows of an error only what it says itself.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
 impl ApiError {
     #[must_use]
     pub fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use crate::auth::page;
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::extract::require_accept;
 use crate::middleware::OwnBody;
 use crate::state::ApiState;
@@ -74,7 +74,7 @@ async fn answers(part: &'static str, ping: impl Future<Output = Result<(), Store
     match tokio::time::timeout(PATIENCE, ping).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::warn!(part, error = &error as &dyn std::error::Error, "a part of the service is down");
+            tracing::warn!(part, error = chain(&error), "a part of the service is down");
             false
         }
         Err(_) => {

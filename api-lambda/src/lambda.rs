@@ -12,6 +12,11 @@ use ckrv_store::{Manager, Reference, Signals, Stores};
 use lambda_http::Error;
 use secrecy::SecretString;
 use tracing::level_filters::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::agents::BuiltinAgents;
 use crate::auth::oidc::oidc_issuers;
@@ -48,12 +53,14 @@ fn variable(name: &str) -> Option<String> {
 /// One JSON object a line, which is what Lambda's log takes apart.
 fn log() {
     let level = ["CKRV_LOG", "AWS_LAMBDA_LOG_LEVEL"].iter().find_map(|name| variable(name)?.parse().ok());
-    let _ = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_max_level(level.unwrap_or(LevelFilter::INFO))
-        .with_writer(std::io::stdout)
-        .try_init();
+    let level: LevelFilter = level.unwrap_or(LevelFilter::INFO);
+    // Beyond that, libraries tell whole events and answers: tokens, and secrets on their way in.
+    let fits = move |about: &Metadata<'_>| {
+        *about.level() <= level && (about.target().starts_with("ckrv") || *about.level() <= Level::INFO)
+    };
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stdout);
+    let filter = filter_fn(fits).with_max_level_hint(level);
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }
 
 async fn start(environment: Environment) -> Result<Arc<Function>, Error> {

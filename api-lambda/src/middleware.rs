@@ -13,7 +13,7 @@ use ckrv_store::StoreError;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, Span};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::extract::require_accept;
 use crate::state::ApiState;
 
@@ -170,13 +170,7 @@ fn with_problem_body(state: &ApiState, response: Response, id: &str) -> Response
         if cause.is::<StoreError>() {
             state.metrics.store_failed();
         }
-        let mut chain = vec![cause.to_string()];
-        let mut next = cause.source();
-        while let Some(inner) = next {
-            chain.push(inner.to_string());
-            next = inner.source();
-        }
-        tracing::error!(status = status.as_u16(), cause = chain.join(": "), "a request failed: {}", error.detail());
+        tracing::error!(status = status.as_u16(), cause = chain(cause.as_ref()), "a request failed: {}", error.detail());
     }
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_LENGTH);

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::access::{Authenticated, Token};
 use crate::audit::{ANONYMOUS, Origin, audit};
 use crate::auth::keys;
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::state::ApiState;
 
 /// What every access token begins with, so that one in a log or a commit is recognised.
@@ -42,7 +42,7 @@ async fn of_service(state: &ApiState, token: &str) -> Result<Option<(UserId, Tok
     let Some(service) = found.filter(|service| service.expires_at.is_none_or(|end| now < end)) else { return Ok(None) };
     // Nice to know, but no reason to refuse what is good.
     if let Err(error) = state.stores.accounts.service_token_used(&service, now).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, token = service.id, "a service token's use could not be noted");
+        tracing::warn!(error = chain(&error), token = service.id, "a service token's use could not be noted");
     }
     Ok(Some((service.owner, Token::Service { id: service.id, scopes: service.scopes })))
 }

@@ -11,7 +11,7 @@ use jiff::SignedDuration;
 use super::submit::{Submission, submit};
 use super::view::Viewer;
 use crate::audit::{Who, audit};
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::extract::{Caller, IdempotencyKey, JobPath};
 use crate::state::ApiState;
 
@@ -53,7 +53,7 @@ async fn tell_worker(state: &ApiState, job: &JobRecord) {
         return;
     }
     if let Err(error) = state.stores.jobs.watch(job, state.now() + SignedDuration::from_secs(15)).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, job = %job.id, "the worker could not be told of a cancellation");
+        tracing::warn!(error = chain(&error), job = %job.id, "the worker could not be told of a cancellation");
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::Instant;
 
 use super::watching;
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::state::ApiState;
 
 /// Signals are hints; without one the store is asked this often.
@@ -114,7 +114,7 @@ async fn next_chunk(mut follower: Follower) -> Option<(Result<Bytes, Infallible>
                 ": keep-alive\n\n".to_owned()
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, job = %follower.id, "a followed log could not be read");
+                tracing::warn!(error = chain(&error), job = %follower.id, "a followed log could not be read");
                 if follower.failures >= MAX_FAILURES || !follower.wait().await {
                     return None;
                 }

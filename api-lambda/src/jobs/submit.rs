@@ -10,7 +10,7 @@ use ckrv_store::{CreateError, Created, Idempotency, NewJob, PutBlobError, User};
 use super::view::Viewer;
 use crate::audit::{Who, audit};
 use crate::auth::keys::sha256_hex;
-use crate::error::ApiError;
+use crate::error::{ApiError, chain};
 use crate::state::ApiState;
 
 pub(crate) struct Submission {
@@ -97,6 +97,6 @@ pub(crate) async fn submit(
 /// Of a job that was not made.
 async fn forget_spec(state: &ApiState, id: JobId) {
     if let Err(error) = state.stores.blobs.delete_prefix(&format!("jobs/{id}")).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, job = %id, "the spec of a job that was not made could not be deleted");
+        tracing::warn!(error = chain(&error), job = %id, "the spec of a job that was not made could not be deleted");
     }
 }

@@ -9,6 +9,7 @@ use ckrv_core::job::JobRecord;
 use jiff::SignedDuration;
 use tokio::time::Instant;
 
+use crate::error::chain;
 use crate::state::ApiState;
 
 /// How often the worker is told.
@@ -39,6 +40,6 @@ pub(super) async fn tell_worker(state: &ApiState, job: &JobRecord) {
         return;
     }
     if let Err(error) = state.stores.jobs.watch(job, state.now() + COUNTS).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, job = %job.id, "that a log is followed could not be noted");
+        tracing::warn!(error = chain(&error), job = %job.id, "that a log is followed could not be noted");
     }
 }
