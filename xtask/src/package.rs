@@ -104,6 +104,12 @@ pub fn for_this_machine(steps: &mut Steps) -> Result<PathBuf> {
     make(steps, this_machine(), &sysroot()?)
 }
 
+/// Takes a package apart as Lambda does; the program.
+pub fn unpack(package: &Path, folder: &Path) -> Result<PathBuf> {
+    zip::ZipArchive::new(File::open(package)?)?.extract(folder).context("can't unpack the package")?;
+    Ok(folder.join(PROGRAM))
+}
+
 /// The program that is in it.
 pub fn program() -> Result<PathBuf> {
     Ok(workspace::target_dir()?.join(this_machine().target()).join("lambda").join(PROGRAM))
@@ -208,6 +214,8 @@ mod tests {
         let entry = archive.by_name("bootstrap").unwrap();
         assert_eq!(entry.unix_mode().unwrap() & 0o777, 0o755);
         assert_eq!((entry.size(), entry.last_modified().unwrap().year()), (9, 1980));
+        let program = unpack(&folder.path().join("a.zip"), &folder.path().join("unpacked")).unwrap();
+        assert_eq!(std::fs::read(program).unwrap(), b"a program");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, from nothing.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -21,9 +22,28 @@ pub struct Args {
 /// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
 const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
 
-/// End-to-end scenarios that say nothing of how things are stored. `fast_follow` is not among them: one function that reads a long log
-/// anew after each of a thousand cuts takes many minutes.
-const ON_AWS: [&str; 5] = ["fast_stories", "fast_jobs", "fast_pull", "full_git", "full_agents"];
+/// The end-to-end scenarios. Left out are the harness's own tests (`*_fixtures`, `fast_fault_proxy`), the soak, and those that bring their
+/// own AWS backend.
+const ON_AWS: [&str; 18] = [
+    "fast_adapters",
+    "fast_bad_input",
+    "fast_edges",
+    "fast_follow",
+    "fast_fr010",
+    "fast_jobs",
+    "fast_kill",
+    "fast_notify",
+    "fast_observe",
+    "fast_pull",
+    "fast_records",
+    "fast_refresh",
+    "fast_server",
+    "fast_stories",
+    "fast_usage",
+    "full_agents",
+    "full_git",
+    "full_hostile",
+];
 
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
@@ -50,10 +70,11 @@ pub fn run(args: &Args) -> Result<()> {
     match &bench {
         Some(bench) => {
             steps.run("put ckrv into its image", || bench.import(&ckrv))?;
-            command.env("CKRV_TEST_PACKAGE", package::for_this_machine(&mut steps)?);
+            let package = package::for_this_machine(&mut steps)?;
+            command.env("CKRV_TEST_PACKAGE", &package);
             steps.run("tests", || full(&mut command, bench, filter))?;
             if filter.is_none() {
-                steps.run("the scenarios on AWS, through the function", || on_aws(&mut command))?;
+                steps.run("the scenarios on AWS, through the function", || on_aws(&command, &package))?;
             }
         }
         None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
@@ -86,10 +107,12 @@ fn full(command: &mut Command, bench: &Bench, filter: Option<&str>) -> Result<()
     steps::run(command.args(filter))
 }
 
-/// The same scenarios once more: API as a function, dispatcher as a process of its own, DynamoDB and S3 between them.
-fn on_aws(command: &mut Command) -> Result<()> {
+/// The same scenarios once more: API as the packaged function, dispatcher as a process of its own, DynamoDB and S3 between them.
+fn on_aws(command: &Command, package: &Path) -> Result<()> {
     let mut again = workspace::cargo();
     again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let unpacked = tempfile::tempdir()?;
+    again.env("CKRV_BOOTSTRAP_BIN", package::unpack(package, unpacked.path())?);
     again.env("CKRV_TEST_BACKEND", "lambda").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
     for target in ON_AWS {
         again.args(["--test", target]);
