@@ -13,8 +13,8 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Most bytes in one data frame.
-pub const MAX_DATA: usize = 64 * 1024;
+/// Most bytes in one data frame. Small, since a connection that breaks within a frame has carried nothing of it.
+pub const MAX_DATA: usize = 16 * 1024;
 /// Raised with every change of the frames: a peer of another version is an error, not a guess.
 const MAGIC: [u8; 8] = *b"ckrv-rs1";
 
