@@ -90,6 +90,11 @@ async fn whoever_asked_is_told_over_https_and_can_check_by_whom() -> Result<()> 
     assert_eq!((&told["id"], &told["type"]), (&format!("job.ended:{id}").into(), &"job.ended".into()));
     let job = scene.job(&id).await?;
     for field in ["id", "state", "status", "head_sha", "diff_stat", "result_summary", "result_url", "usage", "completed_at"] {
+        // A dispatcher of its own isn't told here where the API is.
+        if field == "result_url" && scene.server.aws().is_some() {
+            assert!(told["job"][field].is_null(), "{told}");
+            continue;
+        }
         assert!(!job[field].is_null() && told["job"][field] == job[field], "{field}: {told}\n{job}");
     }
     let records = Records::of(&scene.server);
