@@ -71,11 +71,12 @@ impl Programs {
             steps::say(&format!("    building Kubernetes {KUBERNETES} from Go modules: 5 to 15 minutes, once"));
             let scratch = GoScratch::new(&self.servers)?;
             let mut dns = scratch.go("build")?;
-            steps::run(dns.args(["-ldflags", "-s -w", "-o"]).arg(self.server("coredns")).arg("./coredns"))?;
+            steps::output(dns.args(["-ldflags", "-s -w", "-o"]).arg(self.server("coredns")).arg("./coredns"))?;
             let version = format!("-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES}");
             let mut servers = scratch.go("build")?;
             servers.args(["-ldflags", &version, "-o"]).arg(&self.servers);
-            steps::run(servers.args(SERVERS.map(|name| format!("k8s.io/kubernetes/cmd/{name}"))))
+            steps::output(servers.args(SERVERS.map(|name| format!("k8s.io/kubernetes/cmd/{name}"))))?;
+            Ok(())
         })
     }
 
