@@ -237,10 +237,4 @@ impl Scene {
         }
         Ok(())
     }
-
-    pub async fn end(self) -> Result<()> {
-        let classes: Api<RuntimeClass> = Api::all(self.installed.admin.clone());
-        classes.delete(&self.runtime_class, &DeleteParams::default()).await?;
-        Ok(())
-    }
 }

@@ -153,6 +153,8 @@ impl Drop for Installed {
             let _ = command.args(args).arg("--kubeconfig").arg(&kubeconfig).output();
         };
         quietly(helm, &["uninstall", NAME, "--namespace", &self.system]);
+        // A test may have made one of that name.
+        quietly(kubectl.clone(), &["delete", "runtimeclass", &self.jobs, "--ignore-not-found"]);
         quietly(kubectl, &["delete", "namespace", &self.system, &self.jobs, "--ignore-not-found", "--wait=false"]);
     }
 }
