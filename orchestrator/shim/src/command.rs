@@ -47,7 +47,7 @@ pub async fn run(
     let begin = Instant::now();
     let mut stream = opener.open().await?;
     write_frame(&mut stream, &StreamHeader::Output { run: run.id }).await?;
-    let sink = OutputSink::new(stream);
+    let sink = OutputSink::new(stream, Path::new(&paths.tmp));
     let oom_before = processes::oom_kills();
 
     let (status, stopped, leftovers) = match start(&run, paths, processes, opener).await {

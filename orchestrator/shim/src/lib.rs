@@ -25,6 +25,7 @@ pub mod protocol;
 pub mod resume;
 mod routes;
 mod session;
+mod spool;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

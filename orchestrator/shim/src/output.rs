@@ -2,47 +2,60 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::mux::MuxStream;
 use crate::protocol::{OUTPUT_CHUNK, Source, write_output};
+use crate::spool::Spool;
 
 /// A frame is sent at most this long after its first byte was read.
 const GATHER: Duration = Duration::from_millis(50);
 /// After the command's end: how long a pipe that something still holds open may stay silent until it's given up.
 const HELD_OPEN: Duration = Duration::from_secs(2);
 
-/// The output stream of one run. Writing waits for the runner to read: that is what stops a command that floods.
+/// The output of one run, numbered. Writing waits for the runner to read, or for the spool to have room where nobody reads for a
+/// moment: that is what stops a command that floods.
 #[derive(Clone, Debug)]
 pub struct OutputSink {
     inner: Arc<Mutex<Inner>>,
+    spool: Arc<Spool>,
     /// Set once every process of the run is gone.
     over: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Inner {
-    stream: MuxStream,
     frames: u64,
     bytes: u64,
+    draining: JoinSet<io::Result<()>>,
 }
 
 impl OutputSink {
-    pub fn new(stream: MuxStream) -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { stream, frames: 0, bytes: 0 })), over: CancellationToken::new() }
+    /// `folder` is for what the stream doesn't take in time.
+    pub fn new(stream: MuxStream, folder: &Path) -> Self {
+        let spool = Arc::new(Spool::new(folder.to_owned()));
+        let (mut draining, carried) = (JoinSet::new(), Arc::clone(&spool));
+        draining.spawn(async move { carried.drain(stream).await });
+        let inner = Arc::new(Mutex::new(Inner { frames: 0, bytes: 0, draining }));
+        Self { inner, spool, over: CancellationToken::new() }
     }
 
-    /// Ends the stream and gives the number of frames and bytes.
+    /// Ends the stream, once everything is in it, and gives the number of frames and bytes.
     pub async fn finish(&self) -> io::Result<(u64, u64)> {
         let mut inner = self.inner.lock().await;
-        inner.stream.shutdown().await?;
+        self.spool.close();
+        if let Some(drained) = inner.draining.join_next().await {
+            drained.map_err(io::Error::other)??;
+        }
         Ok((inner.frames, inner.bytes))
     }
 
@@ -97,7 +110,9 @@ impl OutputSink {
         let mut inner = self.inner.lock().await;
         inner.frames += 1;
         inner.bytes += bytes.len() as u64;
-        let seq = inner.frames;
-        write_output(&mut inner.stream, seq, source, bytes).await
+        let mut record = Vec::with_capacity(bytes.len() + 16);
+        write_output(&mut record, inner.frames, source, bytes).await?;
+        // With the lock held: records go in by their numbers.
+        self.spool.push(&record).await
     }
 }

@@ -1,9 +1,10 @@
 //! The plan's files, in HOME and in the read-only context folder.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::path::BytePath;
 use crate::protocol::{Place, PlacedFile, ShimPaths};
@@ -46,6 +47,16 @@ fn write(root: &Path, file: &PlacedFile) -> io::Result<()> {
     let mode = if file.executable { 0o700 } else { 0o600 };
     let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
     out.write_all(file.content.as_bytes())
+}
+
+/// A file without a name: it's gone with the process. Blocking.
+pub fn unlinked(folder: &Path) -> io::Result<File> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!(".ckrv-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = folder.join(name);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// Takes everything out of a folder that may have been sealed.

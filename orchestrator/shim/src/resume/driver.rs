@@ -17,6 +17,8 @@ use super::{Connection, Shared, Source, Timing};
 const ACK_AFTER: Duration = Duration::from_millis(40);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Before dialling again where the last connection came about, but broke before it was of use.
+const PAUSE_WHEN_THERE: Duration = Duration::from_millis(50);
 
 /// Why a connection is no longer used.
 enum Left {
@@ -100,7 +102,10 @@ impl Driver {
             sleep(self.pause).await;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             match dial().await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => {
+                    self.pause = self.pause.min(PAUSE_WHEN_THERE);
+                    return Ok(connection);
+                }
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
                 Err(error) => self.last = Some(error.to_string()),
             }

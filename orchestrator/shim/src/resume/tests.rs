@@ -169,10 +169,10 @@ async fn survive(seed: u64, deaths: &'static [Death], cuts: Arc<AtomicUsize>) {
         cuts.fetch_add(1, Ordering::Relaxed);
         let death = deaths[plan.below(deaths.len() as u64)];
         // Many inside greetings and frames' heads, some long enough to get on.
-        let bytes = match plan.below(3) {
+        let bytes = match plan.below(6) {
             0 => plan.below(60),
-            1 => plan.below(6_000),
-            _ => plan.below(90_000),
+            1 | 2 => plan.below(6_000),
+            _ => plan.below(60_000),
         };
         boxed(Mortal::pair(bytes, death))
     });
