@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::io::{self, Read, Seek as _, Write};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use crate::archive::ArchiveWriter;
 use crate::checkout::{Known, Snapshot, copy_hashed, is_top_git};
 use crate::path::BytePath;
-use crate::protocol::{ChangeList, Changed, CollectLimits, Collected, Refused, Selection};
+use crate::placing;
+use crate::protocol::{ChangeKind, ChangeList, Changed, CollectLimits, Collected, Refused, Selection};
 
 /// Folders nested deeper are refused: a limit that keeps the walk's own memory small.
 const MAX_DEPTH: usize = 128;
@@ -148,40 +149,87 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
-/// Writes the selected changes as a tar into `out`. Blocking.
+/// Writes the selected changes as a tar into `out`, and gives the places in the list of those that `take` left out. Blocking.
 ///
 /// # Errors
-/// Beyond `max_bytes`, or when a file can't be read or changes while it's read (no process of a run is alive at that time).
+/// Beyond `max_bytes`, or when `take` fails.
 pub fn send(
-    root: &Path,
     list: &ChangeList,
     selection: &Selection,
     limits: CollectLimits,
+    take: impl Fn(&Changed) -> io::Result<Option<Taken>>,
     out: impl Write,
-) -> io::Result<Collected> {
+) -> io::Result<(Collected, Vec<u32>)> {
     let skip: HashSet<u32> = selection.skip.iter().copied().collect();
-    let selected = || (0_u32..).zip(&list.changed).filter(|(index, _)| !skip.contains(index)).map(|(_, changed)| changed);
-    let total = selected().fold(0_u64, |sum, changed| sum.saturating_add(changed.size));
+    let selected = || (0_u32..).zip(&list.changed).filter(|(index, _)| !skip.contains(index));
+    let total = selected().fold(0_u64, |sum, (_, changed)| sum.saturating_add(changed.size));
     if total > limits.max_bytes {
         return Err(io::Error::other(format!("the changes are {total} bytes long, the limit is {}", limits.max_bytes)));
     }
     let mut writer = ArchiveWriter::new(HashedWriter { out, hash: Sha256::new(), bytes: 0 });
-    let mut entries = 0;
-    for changed in selected() {
-        let full = root.join(changed.path.as_path());
-        let metadata = fs::symlink_metadata(&full)?;
-        if metadata.file_type().is_symlink() {
-            writer.symlink(changed.path.as_bytes(), fs::read_link(&full)?.as_os_str().as_bytes())?;
-        } else {
-            let mode = if metadata.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 };
-            let mut content = Exact { file: open(&full)?, left: changed.size };
-            writer.file(changed.path.as_bytes(), mode, changed.size, &mut content)?;
+    let (mut entries, mut left_out) = (0, Vec::new());
+    for (index, changed) in selected() {
+        let path = changed.path.as_bytes();
+        match take(changed)? {
+            None => left_out.push(index),
+            Some(Taken::Symlink(target)) => writer.symlink(path, &target)?,
+            Some(Taken::File { mode, content }) => writer.file(path, mode, changed.size, content)?,
         }
         entries += 1;
     }
     let mut hashed = writer.finish()?;
     hashed.flush()?;
-    Ok(Collected { entries, tar_bytes: hashed.bytes, tar_sha256: hex(&hashed.hash.finalize()) })
+    let entries = entries - left_out.len() as u64;
+    Ok((Collected { entries, tar_bytes: hashed.bytes, tar_sha256: hex(&hashed.hash.finalize()) }, left_out))
+}
+
+/// One change's content.
+pub enum Taken {
+    Symlink(Vec<u8>),
+    File { mode: u32, content: Box<dyn Read> },
+}
+
+/// # Errors
+/// When it can't be read; while it's read, when it changes (no process of a run is alive at that time).
+pub fn take(root: &Path, changed: &Changed) -> io::Result<Taken> {
+    let full = root.join(changed.path.as_path());
+    let metadata = fs::symlink_metadata(&full)?;
+    if metadata.file_type().is_symlink() {
+        return Ok(Taken::Symlink(fs::read_link(&full)?.as_os_str().as_bytes().to_vec()));
+    }
+    let content = Box::new(Exact { file: open(&full)?, left: changed.size });
+    Ok(Taken::File { mode: mode_of(&metadata), content })
+}
+
+/// A copy of what something may be writing to. `None` where it isn't what the list says any more, or changes while it's copied.
+pub fn take_living(root: &Path, changed: &Changed, tmp: &Path) -> Option<Taken> {
+    let full = root.join(changed.path.as_path());
+    if changed.kind == ChangeKind::Symlink {
+        let target = fs::read_link(&full).ok()?.into_os_string().into_vec();
+        return (target.len() as u64 == changed.size).then_some(Taken::Symlink(target));
+    }
+    let mut file = open(&full).ok()?;
+    let before = file.metadata().ok()?;
+    let listed = (changed.kind, changed.size);
+    let kind = if mode_of(&before) == 0o755 { ChangeKind::Executable } else { ChangeKind::File };
+    if !before.is_file() || (kind, before.len()) != listed {
+        return None;
+    }
+    let mut copy = placing::unlinked(tmp).ok()?;
+    io::copy(&mut (&mut file).take(changed.size + 1), &mut copy).ok()?;
+    let after = file.metadata().ok()?;
+    let is_whole = copy.metadata().ok()?.len() == changed.size && stamp(&before) == stamp(&after);
+    copy.rewind().ok()?;
+    is_whole.then(|| Taken::File { mode: mode_of(&before), content: Box::new(copy) })
+}
+
+fn mode_of(metadata: &Metadata) -> u32 {
+    if metadata.permissions().mode() & 0o100 != 0 { 0o755 } else { 0o644 }
+}
+
+/// Any write moves one of these.
+fn stamp(metadata: &Metadata) -> (u64, i64, i64, i64, i64) {
+    (metadata.len(), metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec())
 }
 
 /// Ends in an error where a file turns out shorter than its header says.
@@ -232,6 +280,29 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_living_file_is_taken_whole_or_not_at_all() {
+        let (root, tmp) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(root.path().join("file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", root.path().join("link")).unwrap();
+        let taken = |path: &str, kind, size| {
+            let changed = Changed { path: BytePath::from(path), kind, size, added: true };
+            take_living(root.path(), &changed, tmp.path())
+        };
+        let Some(Taken::File { mode: 0o644, mut content }) = taken("file", ChangeKind::File, 7) else { panic!() };
+        let mut read = String::new();
+        content.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "content");
+        assert!(matches!(taken("link", ChangeKind::Symlink, 4), Some(Taken::Symlink(target)) if target == b"file"));
+        // Longer and shorter than it was, gone, made executable, and a link where a file was.
+        assert!(taken("file", ChangeKind::File, 6).is_none());
+        assert!(taken("file", ChangeKind::File, 8).is_none());
+        assert!(taken("gone", ChangeKind::File, 7).is_none());
+        assert!(taken("file", ChangeKind::Executable, 7).is_none());
+        assert!(taken("link", ChangeKind::File, 7).is_none());
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_lies_below_a_folder_that_was_not_looked_into_is_not_called_deleted() {

@@ -26,6 +26,7 @@ pub mod resume;
 mod routes;
 mod session;
 mod spool;
+mod steps;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

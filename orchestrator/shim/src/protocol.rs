@@ -4,7 +4,7 @@
 //! opens it, begins with one frame: its [`StreamHeader`]. A frame is a length (u32, big endian) and that much JSON.
 //!
 //! ```text
-//! runner: Hello, Prepare + a Checkout stream, Run*, Collect, Bye        (Stop and Ping at any time)
+//! runner: Hello, Prepare + a Checkout stream, Run*, Collect, Bye        (Stop, Ping and Checkpoint at any time)
 //! shim:   Hello, Prepared,                    Started, Exited + an Output stream, Collected + a Changes stream
 //! ```
 
@@ -39,6 +39,8 @@ pub enum StreamHeader {
     Output { run: u32 },
     /// Shim to runner: a [`ChangeList`]; then runner to shim: a [`Selection`]; then shim to runner: a tar until end of file.
     Changes,
+    /// As `Changes`, for a checkpoint.
+    Checkpoint { id: u32 },
     /// Shim to runner: one connection that the agent made to a model route.
     Route { run: u32, index: u32 },
     /// Shim to runner: one connection that the agent made to the CONNECT proxy.
@@ -64,6 +66,11 @@ pub enum ToShim {
     },
     Ping,
     Collect(CollectLimits),
+    /// As `Collect`, but also while a run is going on, and then as well as that can be done. One at a time; `id` is new each time.
+    Checkpoint {
+        id: u32,
+        limits: CollectLimits,
+    },
     Bye,
 }
 
@@ -88,6 +95,17 @@ pub enum FromShim {
         record: ExitRecord,
     },
     Collected(Collected),
+    /// `left_out` are places in [`ChangeList::changed`], of files that were not whole any more when they were read.
+    Checkpointed {
+        id: u32,
+        collected: Collected,
+        left_out: Vec<u32>,
+    },
+    /// Nothing else is affected.
+    NoCheckpoint {
+        id: u32,
+        message: String,
+    },
     /// The step that was asked for could not be done; the shim goes on.
     Failed {
         step: Step,

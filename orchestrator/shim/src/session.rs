@@ -1,7 +1,6 @@
 //! A session from greeting to goodbye.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,17 +10,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
-use crate::bridge::{reader_from, writer_to};
-use crate::checkout::{Snapshot, Unpacked, unpack};
+use crate::checkout::Snapshot;
 use crate::command::{self, Wish};
 use crate::error::ShimError;
 use crate::mux::{self, Incoming, MuxStream, Opener, Side};
 use crate::processes::Processes;
-use crate::protocol::{
-    CollectLimits, Collected, FromShim, MAX_FRAME, MAX_LIST, PROTOCOL, Prepare, Run, Selection, ShimPaths, Step, StreamHeader,
-    ToShim, read_frame, write_frame,
-};
-use crate::{changes, placing};
+use crate::protocol::{FromShim, MAX_FRAME, PROTOCOL, Run, ShimPaths, Step, StreamHeader, ToShim, read_frame, write_frame};
+use crate::steps::{Done, StepResult, do_checkpoint, do_collect, do_prepare};
 
 /// However long a runner wishes to be allowed to be silent.
 const MAX_SILENCE_SECONDS: u64 = 60;
@@ -131,6 +126,7 @@ async fn serve(
                 None => return Err(ShimError::Closed),
             },
             Some(done) = session.step.join_next() => session.finish(done).await,
+            Some(Ok(answer)) = session.checkpoint.join_next() => session.answer(answer).await,
             Ok(()) = asked.changed() => session.wind_down(),
             () = passed(session.leave_at) => break Err(ShimError::Asked),
             () = sleep_until(heard + silence) => return Err(ShimError::Silent(silence.as_secs())),
@@ -191,14 +187,6 @@ struct Prepared {
     snapshot: Arc<Snapshot>,
 }
 
-/// What a step leaves behind.
-enum Done {
-    Prepared(ShimPaths, Unpacked),
-    Answer(FromShim),
-}
-
-type StepResult = Result<Done, (Step, io::Error)>;
-
 struct Session {
     opener: Opener,
     processes: Arc<Processes>,
@@ -207,6 +195,8 @@ struct Session {
     prepared: Option<Prepared>,
     /// One step at a time.
     step: JoinSet<StepResult>,
+    /// Beside any step, and one at a time too.
+    checkpoint: JoinSet<FromShim>,
     running: Option<(u32, watch::Sender<Wish>)>,
     /// Set once the platform wants this place back.
     winding_down: bool,
@@ -228,6 +218,7 @@ impl Session {
             checkout: Some(checkout),
             prepared: None,
             step: JoinSet::new(),
+            checkpoint: JoinSet::new(),
             running: None,
             winding_down: false,
             leave_at: None,
@@ -273,6 +264,16 @@ impl Session {
                     self.step.spawn(do_collect(limits, paths, snapshot, self.opener.clone()));
                 }
                 _ => self.refuse(Step::Collect, "another step is going on, or nothing was prepared").await,
+            },
+            ToShim::Checkpoint { id, limits } => match &self.prepared {
+                Some(prepared) if self.checkpoint.is_empty() => {
+                    let (paths, snapshot) = (prepared.paths.clone(), Arc::clone(&prepared.snapshot));
+                    self.checkpoint.spawn(do_checkpoint(id, limits, paths, snapshot, self.opener.clone()));
+                }
+                _ => {
+                    let message = "another checkpoint is being taken, or nothing was prepared".to_owned();
+                    self.answer(FromShim::NoCheckpoint { id, message }).await;
+                }
             },
             ToShim::Hello { .. } | ToShim::Bye => {}
         }
@@ -320,41 +321,4 @@ impl Session {
     async fn answer(&self, frame: FromShim) {
         let _ = self.answers.send(frame).await;
     }
-}
-
-async fn do_prepare(prepare: Prepare, mut checkout: mpsc::Receiver<MuxStream>) -> StepResult {
-    let failed = |error| (Step::Prepare, error);
-    let stream = checkout.recv().await.ok_or_else(|| failed(io::ErrorKind::UnexpectedEof.into()))?;
-    let (reader, feed) = reader_from(stream);
-    let paths = prepare.paths.clone();
-    let unpacking = tokio::task::spawn_blocking(move || {
-        placing::make_folders(&prepare.paths)?;
-        unpack(reader, Path::new(&prepare.paths.workspace), prepare.max_entries, prepare.max_bytes)
-    });
-    let ((), unpacked) = tokio::join!(feed, unpacking);
-    let unpacked = unpacked.map_err(io::Error::other).and_then(|unpacked| unpacked).map_err(failed)?;
-    Ok(Done::Prepared(paths, unpacked))
-}
-
-async fn do_collect(limits: CollectLimits, paths: ShimPaths, snapshot: Arc<Snapshot>, opener: Opener) -> StepResult {
-    let collected = collect(limits, paths, snapshot, &opener).await.map_err(|error| (Step::Collect, error))?;
-    Ok(Done::Answer(FromShim::Collected(collected)))
-}
-
-async fn collect(limits: CollectLimits, paths: ShimPaths, snapshot: Arc<Snapshot>, opener: &Opener) -> io::Result<Collected> {
-    let root = paths.workspace.clone();
-    let finding = tokio::task::spawn_blocking(move || changes::find(Path::new(&root), &snapshot, limits.max_entries));
-    let list = finding.await.map_err(io::Error::other)??;
-    let mut stream = opener.open().await?;
-    write_frame(&mut stream, &StreamHeader::Changes).await?;
-    write_frame(&mut stream, &list).await?;
-    let selection: Selection = read_frame(&mut stream, MAX_LIST).await?;
-    let (writer, carry) = writer_to(stream);
-    let sending =
-        tokio::task::spawn_blocking(move || changes::send(Path::new(&paths.workspace), &list, &selection, limits, writer));
-    let (carried, sent) = tokio::join!(carry, sending);
-    // A refusal explains why the stream broke off, so it comes first.
-    let collected = sent.map_err(io::Error::other)??;
-    tokio::io::AsyncWriteExt::shutdown(&mut carried?).await?;
-    Ok(collected)
 }

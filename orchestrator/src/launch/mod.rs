@@ -33,7 +33,7 @@ pub use engine::{Engine, EngineKind};
 pub use lines::{Line, LineSplitter, MAX_LINE};
 pub use process::{ProcessConfig, ProcessLauncher};
 pub use session::{
-    Collection, Egress, Hung, Route, RunEnd, RunSpec, SessionConfig, SessionError, ShimSession, Stopper, Watchdog,
+    Checkpointer, Collection, Egress, Hung, Route, RunEnd, RunSpec, SessionConfig, SessionError, ShimSession, Stopper, Watchdog,
 };
 
 /// What to launch. The command itself is said later, over the session.

@@ -4,6 +4,7 @@
 //! paths must be checked again by whoever writes them down.
 
 mod changes;
+mod checkpoint;
 mod spec;
 mod streams;
 
@@ -14,15 +15,17 @@ use std::time::Duration;
 
 use ckrv_shim::mux::{self, MuxStream, Opener, Side};
 use ckrv_shim::protocol::{
-    ChangeList, Changed, CollectLimits, Collected, FromShim, MAX_LIST, OutputFrame, PROTOCOL, Prepare, Run, Selection, ShimPaths,
-    Step, StreamHeader, ToShim, read_frame, write_frame,
+    Changed, CollectLimits, FromShim, OutputFrame, PROTOCOL, Prepare, Run, ShimPaths, Step, StreamHeader, ToShim, read_frame,
+    write_frame,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, WriteHalf};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use self::changes::{check_list, most_bytes, receive};
+use self::changes::take_changes;
+pub use self::checkpoint::Checkpointer;
+use self::checkpoint::Inbox;
 pub use self::spec::{Collection, Hung, RunEnd, RunSpec, SessionConfig, SessionError, Watchdog};
 use self::streams::{Desk, accept, frames_of, ping, read_answers};
 pub use super::proxy::{Egress, Route};
@@ -38,6 +41,7 @@ pub struct ShimSession {
     answers: mpsc::Receiver<FromShim>,
     outputs: mpsc::Receiver<(u32, MuxStream)>,
     changes: mpsc::Receiver<MuxStream>,
+    checkpointer: Checkpointer,
     rules: RulesSlot,
     lost: Arc<OnceLock<String>>,
     current_run: Arc<AtomicU32>,
@@ -94,14 +98,31 @@ impl ShimSession {
         let rules = RulesSlot::default();
         let mut tasks = JoinSet::new();
         let (to_answers, answers) = mpsc::channel(16);
-        tasks.spawn(read_answers(read, to_answers, config.silence, Arc::clone(&lost)));
+        let (to_checkpoints, checkpoint_answers) = mpsc::channel(4);
+        tasks.spawn(read_answers(read, to_answers, to_checkpoints, config.silence, Arc::clone(&lost)));
         tasks.spawn(ping(Arc::clone(&control), config.ping_every));
         let (to_outputs, outputs) = mpsc::channel(1);
         let (to_changes, changes) = mpsc::channel(1);
-        let desk = Desk { outputs: to_outputs, changes: to_changes, rules: rules.clone(), proxy };
+        let (checkpoints, streams) = mpsc::channel(4);
+        let inbox = Arc::new(Mutex::new(Inbox { last: 0, streams, answers: checkpoint_answers }));
+        let checkpointer = Checkpointer { control: Arc::clone(&control), inbox, lost: Arc::clone(&lost) };
+        let desk = Desk { outputs: to_outputs, changes: to_changes, checkpoints, rules: rules.clone(), proxy };
         tasks.spawn(accept(incoming, desk));
         let current_run = Arc::default();
-        Ok(Self { opener, control, answers, outputs, changes, rules, lost, current_run, last_run: 0, driver, _tasks: tasks })
+        Ok(Self {
+            opener,
+            control,
+            answers,
+            outputs,
+            changes,
+            checkpointer,
+            rules,
+            lost,
+            current_run,
+            last_run: 0,
+            driver,
+            _tasks: tasks,
+        })
     }
 
     /// Sends the checkout. Once, before anything else. Gives the number of entries and bytes unpacked.
@@ -225,11 +246,11 @@ impl ShimSession {
     pub async fn collect(
         &mut self,
         limits: CollectLimits,
-        mut keep: impl FnMut(&Changed) -> bool,
+        keep: impl FnMut(&Changed) -> bool,
         writer: &mut (impl AsyncWrite + Unpin),
     ) -> Result<Collection, SessionError> {
         self.say(&ToShim::Collect(limits)).await?;
-        let mut stream = tokio::select! {
+        let stream = tokio::select! {
             Some(stream) = self.changes.recv() => stream,
             answer = self.answers.recv() => return Err(match answer {
                 Some(FromShim::Failed { message, .. }) => SessionError::Failed(message),
@@ -237,27 +258,16 @@ impl ShimSession {
                 None => self.lost(&"the stream ended"),
             }),
         };
-        let list: ChangeList = read_frame(&mut stream, MAX_LIST).await.map_err(|error| self.lost(&error))?;
-        check_list(&list, limits)?;
-        let (mut changed, mut skipped, mut skip) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, change) in (0..).zip(list.changed) {
-            if keep(&change) {
-                changed.push(change);
-            } else {
-                skipped.push(change);
-                skip.push(index);
-            }
-        }
-        write_frame(&mut stream, &Selection { skip }).await.map_err(|error| self.lost(&error))?;
-        let received = receive(stream, writer, most_bytes(limits)).await?;
+        let arrived = take_changes(stream, limits, keep, writer).await?;
         let FromShim::Collected(collected) = self.answer(Step::Collect).await? else {
             return Err(SessionError::Protocol("no summary of the changes".to_owned()));
         };
-        if collected != (Collected { entries: changed.len() as u64, tar_bytes: received.0, tar_sha256: received.1 }) {
-            return Err(SessionError::Protocol("what arrived of the changes is not what was sent".to_owned()));
-        }
-        let Collected { tar_bytes, tar_sha256, .. } = collected;
-        Ok(Collection { changed, skipped, deleted: list.deleted, refused: list.refused, tar_bytes, tar_sha256 })
+        arrived.check(&collected)
+    }
+
+    /// For what has to survive the loss of this shim: takes the changes so far, also while `run` is in progress.
+    pub fn checkpointer(&self) -> Checkpointer {
+        self.checkpointer.clone()
     }
 
     /// For a canceller, a deadline, a user's interrupt.

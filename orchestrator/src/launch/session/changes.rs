@@ -1,17 +1,18 @@
 //! Checks on what a shim says has changed, and on what it sends of it.
 
 use std::collections::HashSet;
+use std::io;
 
 use ckrv_shim::mux::MuxStream;
 use ckrv_shim::path::BytePath;
-use ckrv_shim::protocol::{ChangeList, CollectLimits};
+use ckrv_shim::protocol::{ChangeList, Changed, CollectLimits, Collected, MAX_LIST, Refused, Selection, read_frame, write_frame};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
-use super::SessionError;
+use super::{Collection, SessionError};
 
 /// Bounds, and paths that stay inside, each once, none of them a git folder's.
-pub fn check_list(list: &ChangeList, limits: CollectLimits) -> Result<(), SessionError> {
+fn check_list(list: &ChangeList, limits: CollectLimits) -> Result<(), SessionError> {
     let entries = list.changed.len() + list.deleted.len() + list.refused.len();
     if entries as u64 > limits.max_entries {
         return Err(SessionError::Protocol(format!("{entries} changes, {} were allowed", limits.max_entries)));
@@ -31,13 +32,60 @@ pub fn check_list(list: &ChangeList, limits: CollectLimits) -> Result<(), Sessio
     Ok(())
 }
 
+/// What came over a stream of changes, before its summary was compared.
+pub struct Arrived {
+    /// In the tar's order, with their places in the shim's list.
+    pub kept: Vec<(u32, Changed)>,
+    pub refused: Vec<Refused>,
+    skipped: Vec<Changed>,
+    deleted: Vec<BytePath>,
+    bytes: u64,
+    sha256: String,
+}
+
+impl Arrived {
+    /// Compares with what the shim says that it sent.
+    pub fn check(self, collected: &Collected) -> Result<Collection, SessionError> {
+        let Self { kept, refused, skipped, deleted, bytes, sha256 } = self;
+        if *collected != (Collected { entries: kept.len() as u64, tar_bytes: bytes, tar_sha256: sha256.clone() }) {
+            return Err(SessionError::Protocol("what arrived of the changes is not what was sent".to_owned()));
+        }
+        let changed = kept.into_iter().map(|(_, changed)| changed).collect();
+        Ok(Collection { changed, skipped, deleted, refused, tar_bytes: bytes, tar_sha256: sha256 })
+    }
+}
+
+/// Reads the list, asks for what `keep` wants of it, and writes the tar to `writer`.
+pub async fn take_changes(
+    mut stream: MuxStream,
+    limits: CollectLimits,
+    mut keep: impl FnMut(&Changed) -> bool,
+    writer: &mut (impl AsyncWrite + Unpin),
+) -> Result<Arrived, SessionError> {
+    let lost = |error: io::Error| SessionError::Lost(error.to_string());
+    let list: ChangeList = read_frame(&mut stream, MAX_LIST).await.map_err(lost)?;
+    check_list(&list, limits)?;
+    let (mut kept, mut skipped, mut skip) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, change) in (0..).zip(list.changed) {
+        if keep(&change) {
+            kept.push((index, change));
+        } else {
+            skipped.push(change);
+            skip.push(index);
+        }
+    }
+    write_frame(&mut stream, &Selection { skip }).await.map_err(lost)?;
+    let (bytes, sha256) = receive(stream, writer, most_bytes(limits)).await?;
+    Ok(Arrived { kept, refused: list.refused, skipped, deleted: list.deleted, bytes, sha256 })
+}
+
 /// Content, and for each entry its header, its padding and two long names at most.
-pub fn most_bytes(limits: CollectLimits) -> u64 {
+fn most_bytes(limits: CollectLimits) -> u64 {
     limits.max_bytes.saturating_add(limits.max_entries.saturating_mul(16 * 1024)).saturating_add(64 * 1024)
 }
 
 /// Bytes and SHA-256 of what came.
-pub async fn receive(
+async fn receive(
     mut stream: MuxStream,
     writer: &mut (impl AsyncWrite + Unpin),
     most: u64,

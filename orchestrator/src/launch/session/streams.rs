@@ -31,12 +31,18 @@ pub fn frames_of(mut stream: MuxStream) -> mpsc::Receiver<io::Result<OutputFrame
 pub async fn read_answers(
     mut read: ReadHalf<MuxStream>,
     answers: mpsc::Sender<FromShim>,
+    checkpoints: mpsc::Sender<FromShim>,
     silence: Duration,
     lost: Arc<OnceLock<String>>,
 ) {
     loop {
         let reason = match timeout(silence, read_frame(&mut read, MAX_FRAME)).await {
             Ok(Ok(FromShim::Pong)) => continue,
+            Ok(Ok(answer @ (FromShim::Checkpointed { .. } | FromShim::NoCheckpoint { .. }))) => {
+                // Full of answers that nobody waits for any more: one more is no loss.
+                let _ = checkpoints.try_send(answer);
+                continue;
+            }
             Ok(Ok(answer)) => match answers.send(answer).await {
                 Ok(()) => continue,
                 Err(_) => return,
@@ -63,6 +69,7 @@ pub async fn ping(control: Control, every: Duration) {
 pub struct Desk {
     pub outputs: mpsc::Sender<(u32, MuxStream)>,
     pub changes: mpsc::Sender<MuxStream>,
+    pub checkpoints: mpsc::Sender<(u32, MuxStream)>,
     pub rules: RulesSlot,
     pub proxy: ProxyClient,
 }
@@ -81,6 +88,7 @@ impl Desk {
         match header {
             Ok(Ok(StreamHeader::Output { run })) => drop(self.outputs.send((run, stream)).await),
             Ok(Ok(StreamHeader::Changes)) => drop(self.changes.send(stream).await),
+            Ok(Ok(StreamHeader::Checkpoint { id })) => drop(self.checkpoints.try_send((id, stream))),
             Ok(Ok(StreamHeader::Route { run, index })) => self.rules.serve_route(run, index, stream, &self.proxy).await,
             Ok(Ok(StreamHeader::Proxy { run })) => self.rules.serve_connect(run, stream).await,
             _ => tracing::debug!("a stream of the shim without a header was dropped"),
