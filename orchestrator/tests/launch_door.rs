@@ -144,6 +144,30 @@ async fn a_run_that_prints_a_lot_over_two_hundred_cuts_loses_and_repeats_nothing
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_goes_on_while_the_wire_is_down_and_its_output_comes_later() {
+    let (door, mut guest) = open_door().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let done = folder.path().join("workspace/done");
+    let first = AtomicUsize::new(400_000);
+    // Down from early on until the command has ended.
+    let (port, _wire) = cutting_wire(door.port(), move || match first.swap(0, Ordering::Relaxed) {
+        0 if done.exists() => None,
+        0 => Some(1),
+        limit => Some(limit),
+    })
+    .await;
+    let shim = dial(&door, &guest, port, &[]);
+    let mut session = prepared(&mut guest, folder.path()).await;
+    // Far more than pipes, windows and memory hold.
+    let (end, stdout, _) = run(&mut session, sh("seq 1 2000000; echo > done")).await;
+    let expected: String = (1..=2_000_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(end.record.status, ExitStatus::Code(0));
+    assert!(stdout == expected.as_bytes(), "{} bytes of {}, or others", stdout.len(), expected.len());
+    session.bye().await;
+    assert_eq!(end_of(shim).await, (Some(0), String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shim_whose_runner_vanishes_kills_its_command_and_ends_and_so_does_the_runners_run() {
     let silence = Duration::from_secs(3);
     let door = Door::open_with(LOCAL, Timing::with_silence(silence)).await.expect("a door");
@@ -265,8 +289,9 @@ async fn a_shim_that_is_asked_to_end_lets_its_command_end_reports_it_and_still_g
         assert_eq!(first.bytes, b"on\n");
         kill(pid, Signal::SIGTERM).expect("a signal");
         let mut rest = Vec::new();
+        // A shell says on stderr what became of its own children.
         while let Some(frame) = frames.recv().await {
-            rest.extend(frame.bytes);
+            rest.extend(if frame.source == Source::Stdout { frame.bytes } else { Vec::new() });
         }
         rest
     };
