@@ -19,7 +19,7 @@ pub async fn turn() -> Result<SemaphorePermit<'static>> {
 /// Where agents run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In containers of the bench's engine, from the image that the adapter itself asks for.
+    /// In containers of the bench's engine, or in pods of the test cluster, from the image that the adapter itself asks for.
     Container,
     /// As processes, by `--unsandboxed`.
     Process,
@@ -34,6 +34,7 @@ pub fn setup(place: Place, model: &str, ca_file: Option<&Path>) -> Result<Setup>
     }
     let mut setup = Setup::default();
     match place {
+        Place::Container if bench::in_cluster() => {}
         Place::Container => {
             // Without it the server would look for the machine's own engine.
             bench::engine()?;

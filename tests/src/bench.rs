@@ -56,6 +56,11 @@ pub fn kube_host() -> Result<std::net::IpAddr> {
     variable("CKRV_TEST_KUBE_HOST_IP")?.parse().context("CKRV_TEST_KUBE_HOST_IP is no address")
 }
 
+/// Where the cluster of the bench has everything that is its own: not there for somebody else's cluster.
+pub fn kube_folder() -> Result<PathBuf> {
+    variable("CKRV_TEST_KUBE_FOLDER").map(PathBuf::from)
+}
+
 /// The programs `kubectl`, `helm` and `kwok`.
 pub fn kubectl() -> Result<PathBuf> {
     variable("CKRV_TEST_KUBECTL").map(PathBuf::from)

@@ -116,6 +116,16 @@ impl Installed {
         kubectl(&["exec", "--namespace", &self.jobs, pod, "--container", "agent", "--", "sh", "-c", script]).await
     }
 
+    /// Every object of its two namespaces, but for the gateway's key and what opens the store.
+    pub async fn everything(&self) -> Result<String> {
+        let mut text = String::new();
+        for namespace in [&self.namespace, &self.jobs] {
+            let kinds = "pods,configmaps,events,serviceaccounts";
+            text += &kubectl(&["get", kinds, "--namespace", namespace, "--output", "yaml", "--show-managed-fields"]).await?;
+        }
+        Ok(text + &kubectl(&["get", "secrets", "--namespace", &self.jobs, "--output", "yaml"]).await?)
+    }
+
     /// Waits until no pod of the job is left.
     pub async fn gone(&self, job: &str) -> Result<()> {
         let left = async || {

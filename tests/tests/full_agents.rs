@@ -114,7 +114,7 @@ impl Yard {
         live.await.with_context(|| self.scene.server.log())?;
         let job = self.scene.job(id).await?;
         assert_eq!(job["state"], "executing", "{job}\n{}", read());
-        self.folders_at_work()?;
+        self.nowhere_at_work().await?;
         self.model.release();
         finish(follower).await.with_context(read)?;
         let log = read();
@@ -125,7 +125,13 @@ impl Yard {
     }
 
     /// What lies about while the agent works.
-    fn folders_at_work(&self) -> Result<()> {
+    async fn nowhere_at_work(&self) -> Result<()> {
+        if let Ok(cluster) = self.scene.server.cluster() {
+            let text = cluster.everything().await?;
+            assert!(text.contains("ckrv.dev/role"), "no pod to search");
+            assert!(!self.needles.are_in(text.as_bytes()), "while the agent works, a secret is in an object of the cluster");
+            return Ok(());
+        }
         let runs: Vec<PathBuf> = files_below(&self.scene.server.data().join("runs"))?;
         assert!(runs.iter().any(|path| path.ends_with("runner.log")), "no run's folder to search: {runs:?}");
         let mut found = self.needles.files(&self.scene.server.data())?;
@@ -168,6 +174,11 @@ impl Yard {
 
     async fn not_in_the_store(&self) -> Result<()> {
         let mut found = Vec::new();
+        if self.scene.server.cluster().is_ok() {
+            // Everything that the API server ever kept, deleted objects and their old versions too.
+            found.extend(self.needles.files(&ckrv_tests::bench::kube_folder()?.join("etcd"))?);
+            found.extend(self.needles.are_in(self.scene.server.log().as_bytes()).then(|| "a dispatcher's log".to_owned()));
+        }
         for folder in [&self.scene.server.data(), self.temporary.path(), self.scene.user.home(), self.scene.folder()] {
             found.extend(self.needles.files(folder)?);
         }

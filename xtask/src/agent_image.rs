@@ -74,7 +74,7 @@ pub fn agents(agents: &Agents) -> Result<Recipe> {
 pub fn base() -> Result<Recipe> {
     let mut recipe = Recipe::new(BASE_IMAGE);
     recipe.busybox(&["sh"])?;
-    for program in ["git", "ssh"] {
+    for program in ["git", "ssh", "ssh-add", "ssh-agent"] {
         let from = which(program).with_context(|| format!("{program} is missing"))?;
         recipe.program(&from, &format!("usr/bin/{program}"))?;
     }
