@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-const SMALL: Resources = Resources { cpu_millis: 200, memory_mib: 128, disk_mib: 128 };
+const SMALL: Resources = Resources { cpu_millis: 50, memory_mib: 128, disk_mib: 128 };
 
 fn spec(name: &str, resources: Resources) -> LaunchSpec {
     let spec = launch_support::spec(name, &given("CKRV_TEST_KUBE_TINY"), std::path::Path::new("/"));
@@ -125,11 +125,12 @@ async fn a_pod_that_fills_its_disk_ends_as_that() {
 #[tokio::test]
 async fn a_missing_image_and_a_pod_too_large_are_told_and_removed() {
     let bench = Bench::new("never").await;
-    let launcher = bench.launcher_with(bench.client.clone(), json!({ "unscheduled_seconds": 3 })).await;
+    let launcher = bench.launcher().await;
     let mut missing = spec("missing", SMALL);
     missing.image = "localhost/no-such-image:1".to_owned();
     let error = launcher.launch(&missing).await.expect_err("no image");
     assert!(matches!(&error, LaunchError::ImagePull { message, .. } if message.contains("ErrImageNeverPull")), "{error:?}");
+    let launcher = bench.launcher_with(bench.client.clone(), json!({ "unscheduled_seconds": 3 })).await;
     let huge = spec("huge", Resources { memory_mib: 4_000_000, ..SMALL });
     let error = launcher.launch(&huge).await.expect_err("no node");
     assert!(matches!(&error, LaunchError::Unschedulable { message, .. } if message.contains("Insufficient memory")), "{error:?}");
@@ -174,12 +175,33 @@ async fn a_creation_whose_answer_was_lost_or_refused_for_now_makes_one_pod() {
     let bench = Bench::new("lost").await;
     let mishaps =
         [Mishap::Refused(StatusCode::TOO_MANY_REQUESTS), Mishap::Refused(StatusCode::INTERNAL_SERVER_ERROR), Mishap::AnswerLost];
-    let client = unlucky(bench.client.clone(), &mishaps).await;
+    let (client, line) = unlucky(bench.client.clone(), &mishaps).await;
     let launcher = bench.launcher_with(client, json!({})).await;
     let (mut session, instance) = prepared(&launcher, &spec("agent", SMALL)).await;
     let (end, ..) = run(&mut session, sh("exit 3")).await;
     assert_eq!(end.record.status, ExitStatus::Code(3));
+    let uid = bench.pods().get("agent").await.expect("the pod").uid().expect("a uid");
+    assert_eq!(line.lock().expect("no panic").lost, [uid], "the pod that was made first is the one that is used");
     instance.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_pod_costs_a_create_and_a_delete_beside_one_watch_for_all() {
+    let bench = Bench::new("cost").await;
+    let (client, line) = unlucky(bench.client.clone(), &[]).await;
+    let launcher = bench.launcher_with(client, json!({})).await;
+    for name in ["run1", "verify1"] {
+        let (mut session, instance) = prepared(&launcher, &spec(name, SMALL)).await;
+        let (end, ..) = run(&mut session, sh("exit 0")).await;
+        assert_eq!(end.record.status, ExitStatus::Code(0));
+        session.bye().await;
+        instance.stop().await;
+        instance.stop().await;
+    }
+    let mut requests = line.lock().expect("no panic").requests.clone();
+    requests.sort_unstable();
+    // The one GET is the list that the watch begins with.
+    assert_eq!(requests, ["DELETE", "DELETE", "GET", "POST", "POST", "watch"]);
 }
 
 #[tokio::test]
@@ -214,6 +236,11 @@ async fn a_full_quota_is_told() {
     let quota: ResourceQuota = object(json!({ "metadata": { "name": "q" }, "spec": { "hard": { "pods": "0" } } }));
     let quotas: Api<ResourceQuota> = Api::namespaced(bench.client.clone(), &bench.namespace);
     quotas.create(&PostParams::default(), &quota).await.expect("a quota");
+    // It holds from when the controller has counted.
+    let counted = kube::runtime::wait::await_condition(quotas, "q", |quota: Option<&ResourceQuota>| {
+        quota.and_then(|quota| quota.status.as_ref()?.hard.as_ref()).is_some_and(|hard| !hard.is_empty())
+    });
+    timeout(PATIENCE, counted).await.expect("in time").expect("it's counted");
     let error = bench.launcher().await.launch(&spec("agent", SMALL)).await.expect_err("no room");
     assert!(matches!(&error, LaunchError::Quota { message } if message.contains("exceeded quota")), "{error:?}");
 }

@@ -121,21 +121,38 @@ pub enum Mishap {
     AnswerLost,
 }
 
-/// A client whose requests to create pods meet these mishaps, one after the other.
-pub async fn unlucky(client: Client, mishaps: &[Mishap]) -> Client {
-    let mut mishaps = mishaps.to_vec();
-    mishaps.reverse();
-    let state = (client, Arc::new(Mutex::new(mishaps)));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let app = axum::Router::new().fallback(forward).with_state(state);
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    ckrv_orchestrator::launch::kubernetes::client(kube::Config::new(url.parse().expect("a URL")), "ckrv-test").expect("a client")
+/// What went through to the API server, and what did not come back.
+#[derive(Default)]
+pub struct Line {
+    mishaps: Vec<Mishap>,
+    /// `POST`, `DELETE`, `watch`, ...
+    pub requests: Vec<String>,
+    /// Uids of the pods that were made without an answer.
+    pub lost: Vec<String>,
 }
 
-async fn forward(State((client, mishaps)): State<(Client, Arc<Mutex<Vec<Mishap>>>)>, request: Request) -> Response {
-    let creates = request.method() == Method::POST && request.uri().path().ends_with("/pods");
-    let mishap = creates.then(|| mishaps.lock().expect("no panic").pop()).flatten();
+type Shared = Arc<Mutex<Line>>;
+
+/// A client whose requests to create pods meet these mishaps, one after the other.
+pub async fn unlucky(client: Client, mishaps: &[Mishap]) -> (Client, Shared) {
+    let mishaps = mishaps.iter().rev().copied().collect();
+    let line = Arc::new(Mutex::new(Line { mishaps, ..Line::default() }));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let app = axum::Router::new().fallback(forward).with_state((client, Arc::clone(&line)));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let client = ckrv_orchestrator::launch::kubernetes::client(kube::Config::new(url.parse().expect("a URL")), "ckrv-test");
+    (client.expect("a client"), line)
+}
+
+async fn forward(State((client, line)): State<(Client, Shared)>, request: Request) -> Response {
+    let mishap = {
+        let mut line = line.lock().expect("no panic");
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        line.requests.push(if watches { "watch".to_owned() } else { request.method().to_string() });
+        let creates = request.method() == Method::POST && request.uri().path().ends_with("/pods");
+        creates.then(|| line.mishaps.pop()).flatten()
+    };
     if let Some(Mishap::Refused(status)) = mishap {
         return status.into_response();
     }
@@ -143,8 +160,14 @@ async fn forward(State((client, mishaps)): State<(Client, Arc<Mutex<Vec<Mishap>>
     parts.headers.remove("host");
     let body = axum::body::to_bytes(body, 1 << 20).await.expect("a body").to_vec();
     let answer = client.send(Request::from_parts(parts, kube::client::Body::from(body))).await;
-    match (answer, mishap) {
-        (Ok(_), Some(_)) | (Err(_), _) => StatusCode::GATEWAY_TIMEOUT.into_response(),
-        (Ok(answer), None) => answer.map(Body::new),
+    let Ok(answer) = answer.map(|answer| answer.map(Body::new)) else {
+        return StatusCode::BAD_GATEWAY.into_response();
+    };
+    if mishap.is_none() {
+        return answer;
     }
+    let made = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("an answer");
+    let made: Pod = serde_json::from_slice(&made).expect("a pod");
+    line.lock().expect("no panic").lost.extend(made.uid());
+    StatusCode::GATEWAY_TIMEOUT.into_response()
 }

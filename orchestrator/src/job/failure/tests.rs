@@ -7,6 +7,7 @@ fn job() -> JobRecord {
     let id = "01890000-0000-7000-8000-000000000001";
     serde_json::from_value(json!({
         "id": id, "owner": id, "spec_key": "k", "state": "executing", "created_at": time, "updated_at": time, "not_before": time,
+        "retention_seconds": 60, "quota_month": "2026-01",
         "request": { "git_repo_url": "https://example.com/r.git", "git_base_branch": "main", "spec_id": "s", "agent": "claude", "timeout_seconds": 60 },
     }))
     .expect("a job")
