@@ -10,7 +10,7 @@ use ckrv_tests::bench;
 use ckrv_tests::git::git;
 use ckrv_tests::git_http::{GitHttp, Rules};
 use ckrv_tests::http::Authority;
-use ckrv_tests::kube::{in_any_agent, kubectl, kubectl_with};
+use ckrv_tests::kube::{kubectl, kubectl_with};
 use ckrv_tests::relay::Relay;
 use ckrv_tests::repo::Repo;
 use ckrv_tests::scene::{Scene, script_spec};
@@ -29,16 +29,15 @@ struct Namespace(String);
 impl Namespace {
     async fn make() -> Result<Self> {
         let namespace = Self(format!("ckrv-dispatch-{:08x}", rand::random::<u32>()));
-        let of = |kind: &str, name: &str| {
-            json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": namespace.0 } })
-        };
+        let of = |kind: &str, name: &str| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "namespace": namespace.0 } });
         let mut home = of("Namespace", &namespace.0);
         home["metadata"]["labels"] = json!({ "pod-security.kubernetes.io/enforce": "restricted" });
         let (mut role, mut binding) = (of("Role", "ckrv-job"), of("RoleBinding", "ckrv-job"));
         for object in [&mut role, &mut binding] {
             object["apiVersion"] = json!("rbac.authorization.k8s.io/v1");
         }
-        role["rules"] = json!([{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "delete"] }]);
+        role["rules"] =
+            json!([{ "apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "create", "delete"] }]);
         binding["roleRef"] = json!({ "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "ckrv-job" });
         binding["subjects"] = json!([{ "kind": "ServiceAccount", "name": "ckrv-job", "namespace": namespace.0 }]);
         let items = [home, of("ServiceAccount", "ckrv-job"), of("ServiceAccount", "ckrv-agent"), role, binding];
@@ -130,6 +129,10 @@ impl Bench {
             worker = "a-test"
             [policy]
             private_git_hosts = true
+            [policy.max_resources]
+            cpu_millis = 100
+            memory_mib = 256
+            disk_mib = 512
         };
         let setup = Setup { config: complete(config, &namespace, gateway, folder.path(), &git_ca)?, ..Setup::default() };
         let scene = Scene::of(Server::start_embedded(setup).await?, repo).await?;
@@ -137,12 +140,25 @@ impl Bench {
         Ok(Self { scene, namespace, gateway, ca, folder, _git: (server, relay, git_ca) })
     }
 
-    /// Waits until the job's agent runs, and gives the name of its job pod.
-    async fn agent_runs(&self, job: &str) -> Result<String> {
-        let ran = async || in_any_agent(&self.namespace.0, "test -e /tmp/here && echo yes");
+    /// What a script prints in the agent's pod of this attempt.
+    async fn in_agent(&self, job: &str, attempt: u32, script: &str) -> Option<String> {
+        let pods = self.namespace.pods(&format!("ckrv.dev/role=agent,ckrv.dev/job={job}")).await.ok()?;
+        let wanted = |pod: &&Value| pod["metadata"]["annotations"]["ckrv.dev/attempt"] == attempt.to_string().as_str();
+        let name = pods.iter().find(wanted)?["metadata"]["name"].as_str()?;
+        self.namespace.kubectl(&["exec", name, "--container", "agent", "--", "/bin/sh", "-c", script]).await.ok()
+    }
+
+    /// Waits until the agent of this attempt runs, and gives the name of its job pod.
+    async fn agent_runs(&self, job: &str, attempt: u32) -> Result<String> {
+        let ran = async || self.in_agent(job, attempt, "test -e /tmp/here && echo yes").await;
         wait_until("the agent runs", PATIENCE, ran).await.with_context(|| self.scene.server.log())?;
         let pods = self.namespace.job_pods(job).await?;
         Ok(pods.last().and_then(|pod| pod["metadata"]["name"].as_str()).context("it has no job pod")?.to_owned())
+    }
+
+    async fn let_go(&self, job: &str, attempt: u32) -> Result<()> {
+        self.agent_runs(job, attempt).await?;
+        self.in_agent(job, attempt, "touch /tmp/go && echo yes").await.context("the agent is gone").map(drop)
     }
 
     async fn success(&self, job: &str) -> Result<Value> {
@@ -179,32 +195,30 @@ fn complete(
     config.insert("gateway".to_owned(), part(json!({
         "listen": gateway.to_string(), "certificate": path(&tls.join("tls.crt")), "key": path(&tls.join("tls.key")), "drain_seconds": 1,
     }))?);
-    config.insert("kubernetes".to_owned(), part(json!({
-        "namespace": namespace.0, "image": bench::kube_image()?, "image_pull_policy": "Never",
-        "kubeconfig": path(&bench::kubeconfig()?), "gateway_url": format!("https://{gateway}"),
-        "job_resources": { "cpu_millis": 50, "memory_mib": 512, "disk_mib": 1024 },
-    }))?);
+    config.insert(
+        "kubernetes".to_owned(),
+        part(json!({
+            "namespace": namespace.0, "image": bench::kube_image()?, "image_pull_policy": "Never",
+            "kubeconfig": path(&bench::kubeconfig()?), "gateway_url": format!("https://{gateway}"),
+            "job_resources": { "cpu_millis": 50, "memory_mib": 512, "disk_mib": 1024 },
+        }))?,
+    );
     Ok(config)
 }
 
-/// Says that it runs, and then waits until there is an attempt of that number, or until it may end.
+/// Says that it runs, and waits until it may end.
 const HOLD: &str = "echo made > made.txt; touch /tmp/here; while [ ! -e /tmp/go ]; do sleep 0.1; done";
-
-async fn let_go(bench: &Bench) -> Result<()> {
-    let touched = async || in_any_agent(&bench.namespace.0, "test -e /tmp/here && touch /tmp/go && echo yes");
-    wait_until("the agent is let go", PATIENCE, touched).await.map(drop)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_goes_through_its_pods_and_nothing_of_it_is_left() -> Result<()> {
     let bench = Bench::start().await?;
     let id = bench.scene.submit_spec(&script_spec("verify:\n  - test -s made.txt", HOLD)).await?;
-    let pod = bench.agent_runs(&id).await?;
+    let pod = bench.agent_runs(&id, 1).await?;
     let pod: Value = serde_json::from_str(&bench.namespace.kubectl(&["get", "pod", &pod, "--output", "json"]).await?)?;
     let spec = pod["spec"].to_string();
     assert_eq!(pod["spec"]["automountServiceAccountToken"], false, "{spec}");
     assert!(pod["spec"]["activeDeadlineSeconds"].as_i64().is_some(), "{spec}");
-    let_go(&bench).await?;
+    bench.let_go(&id, 1).await?;
     bench.success(&id).await?;
     bench.scene.ckrv(&["pull", &id]).await?.ok()?;
     assert_eq!(std::fs::read_to_string(bench.scene.project.join("made.txt"))?, "made\n");
@@ -215,15 +229,14 @@ async fn a_job_goes_through_its_pods_and_nothing_of_it_is_left() -> Result<()> {
 async fn a_job_pod_that_is_killed_is_followed_by_another_attempt() -> Result<()> {
     let bench = Bench::start().await?;
     let id = bench.scene.submit(HOLD).await?;
-    let first = bench.agent_runs(&id).await?;
+    let first = bench.agent_runs(&id, 1).await?;
     bench.namespace.kubectl(&["delete", "pod", &first, "--grace-period=0", "--force"]).await?;
     let second = async || {
         let pods = bench.namespace.job_pods(&id).await.ok()?;
         pods.into_iter().find(|pod| pod["metadata"]["name"] != first.as_str() && pod["status"]["phase"] == "Running")
     };
     wait_until("another job pod runs", PATIENCE, second).await.with_context(|| bench.scene.server.log())?;
-    bench.agent_runs(&id).await?;
-    let_go(&bench).await?;
+    bench.let_go(&id, 2).await?;
     assert_eq!(bench.success(&id).await?["attempt"], 2);
     bench.namespace.gone(&id).await
 }
@@ -232,7 +245,7 @@ async fn a_job_pod_that_is_killed_is_followed_by_another_attempt() -> Result<()>
 async fn a_pod_whose_node_is_emptied_gives_its_job_back() -> Result<()> {
     let bench = Bench::start().await?;
     let id = bench.scene.submit(HOLD).await?;
-    let first = bench.agent_runs(&id).await?;
+    let first = bench.agent_runs(&id, 1).await?;
     bench.namespace.kubectl(&["delete", "pod", &first, "--wait=false"]).await?;
     wait_until("the next attempt is claimed", PATIENCE, async || {
         bench.scene.job(&id).await.ok().filter(|job| job["attempt"] == 2)
@@ -241,8 +254,7 @@ async fn a_pod_whose_node_is_emptied_gives_its_job_back() -> Result<()> {
     .with_context(|| bench.scene.server.log())?;
     let log = bench.scene.ckrv(&["logs", &id]).await?.ok()?;
     assert!(log.contains("asked to leave its machine"), "{log}");
-    let let_go = async || in_any_agent(&bench.namespace.0, "touch /tmp/go && echo yes");
-    wait_until("the agent is let go", PATIENCE, let_go).await?;
+    bench.let_go(&id, 2).await?;
     bench.success(&id).await?;
     Ok(())
 }
@@ -251,10 +263,10 @@ async fn a_pod_whose_node_is_emptied_gives_its_job_back() -> Result<()> {
 async fn a_killed_dispatcher_finds_its_job_going_on() -> Result<()> {
     let mut bench = Bench::start().await?;
     let id = bench.scene.submit(HOLD).await?;
-    let pod = bench.agent_runs(&id).await?;
+    let pod = bench.agent_runs(&id, 1).await?;
     bench.scene.server.kill().await?;
     bench.scene.server.start_again().await?;
-    let_go(&bench).await?;
+    bench.let_go(&id, 1).await?;
     let job = bench.success(&id).await?;
     assert_eq!(job["attempt"], 1, "{job}");
     ensure!(pod.ends_with("-1"), "{pod}");
@@ -267,7 +279,8 @@ async fn the_gateway_knows_one_job_by_the_token_of_its_own_pod_only() -> Result<
     let ids = [bench.scene.submit(HOLD).await?, bench.scene.submit(HOLD).await?];
     let mut pods = Vec::new();
     for id in &ids {
-        let running = async || bench.namespace.job_pods(id).await.ok()?.into_iter().find(|pod| pod["status"]["phase"] == "Running");
+        let running =
+            async || bench.namespace.job_pods(id).await.ok()?.into_iter().find(|pod| pod["status"]["phase"] == "Running");
         let pod = wait_until("its job pod runs", PATIENCE, running).await.with_context(|| bench.scene.server.log())?;
         let claim = pod["metadata"]["annotations"]["ckrv.dev/claim"].as_str().context("it has no claim")?.to_owned();
         pods.push((pod["metadata"]["name"].as_str().context("it has no name")?.to_owned(), format!("{id}/1/{claim}")));
