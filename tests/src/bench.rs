@@ -3,8 +3,11 @@
 #![expect(clippy::disallowed_methods, reason = "this is the one place where the tests read their environment")]
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
+
+static ALWAYS_IN_CLUSTER: AtomicBool = AtomicBool::new(false);
 
 /// `unix://…` of a Docker-compatible container engine.
 pub fn engine() -> Result<String> {
@@ -102,7 +105,12 @@ fn built(name: &str, variable: &str) -> Option<PathBuf> {
 
 /// Whether the scenarios run their jobs in the test cluster, with their stand-ins for AWS.
 pub fn in_cluster() -> bool {
-    std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "kube")
+    ALWAYS_IN_CLUSTER.load(Ordering::Relaxed) || std::env::var("CKRV_TEST_BACKEND").is_ok_and(|backend| backend == "kube")
+}
+
+/// Says so for all tests of this process: a file whose subject is the cluster.
+pub fn always_in_cluster() {
+    ALWAYS_IN_CLUSTER.store(true, Ordering::Relaxed);
 }
 
 /// Where the servers of the tests listen: loopback, or where pods reach this machine.
