@@ -219,10 +219,9 @@ async fn a_name_that_is_taken_by_a_stranger_is_refused_and_by_our_own_leftover_i
     let (end, ..) = run(&mut again, sh("exit 4")).await;
     assert_eq!(end.record.status, ExitStatus::Code(4));
     assert_ne!(bench.pods().get("agent").await.expect("it's there").uid(), first);
-    drop(session);
-    // Deletes the pod that it was given for, not the one that has its name now.
-    leftover.stop().await;
-    let (end, ..) = run(&mut again, sh("exit 5")).await;
+    // That deletes the pod that it was given for, and not the one that has its name now.
+    drop((session, leftover));
+    let (end, ..) = run(&mut again, sh("sleep 2; exit 5")).await;
     assert_eq!(end.record.status, ExitStatus::Code(5));
     assert_eq!(launcher.sweep("dev.ckrv.test", "agent").await.expect("a sweep"), 1);
     bench.gone("agent").await;
