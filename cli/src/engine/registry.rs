@@ -22,19 +22,23 @@ pub(super) struct Worker {
 
 /// Where this runs: as the environment of most clouds says, else the store's region.
 pub(super) fn region(config: &ServerConfig) -> Option<String> {
-    let named = |name| std::env::var(name).ok().filter(|region: &String| !region.is_empty());
     let of_store = match &config.store {
         StoreConfig::Aws(store) => store.region.clone(),
         StoreConfig::Embedded { .. } => None,
     };
-    config.region.clone().or_else(|| named("AWS_REGION")).or_else(|| named("AWS_DEFAULT_REGION")).or(of_store)
+    config.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION")).or(of_store)
+}
+
+#[expect(clippy::disallowed_methods, reason = "what the platform says of this process, for its one line in a list")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl Worker {
     pub(super) fn new(settings: &Settings, runners: Arc<dyn Runners>, region: Option<String>) -> Self {
         let now = clock::now();
         // Of a pod its name. The rest tells a restarted process from the one before.
-        let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+        let host = variable("HOSTNAME");
         let nonce = &uuid::Uuid::new_v4().simple().to_string()[..8];
         let about = WorkerInfo {
             name: settings.worker.clone(),

@@ -35,6 +35,7 @@ async fn attempt() -> Result<(), CliError> {
         .map_err(|error| CliError::other("job_runner", "the attempt could not be run").source(error))
 }
 
+#[expect(clippy::disallowed_methods, reason = "a job pod's only configuration, read here and nowhere else")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -43,7 +44,8 @@ fn task(variable: &impl Fn(&str) -> Option<String>) -> Result<Task, CliError> {
     fn read<T: FromStr>(variable: &impl Fn(&str) -> Option<String>, name: &str) -> Result<T, CliError> {
         let value = variable(name).and_then(|value| value.parse().ok());
         value.ok_or_else(|| {
-            CliError::other("no_task", format!("{name} is missing or can't be read")).hint("only a dispatcher starts this, as a pod")
+            CliError::other("no_task", format!("{name} is missing or can't be read"))
+                .hint("only a dispatcher starts this, as a pod")
         })
     }
     Ok(Task {
