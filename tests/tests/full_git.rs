@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use ckrv_tests::agents::{self, Place};
+use ckrv_tests::bench;
 use ckrv_tests::forge::{Forge, secret};
 use ckrv_tests::git_http::{GitHttp, Rules};
 use ckrv_tests::leaks::{Needles, Watch};
@@ -101,7 +102,7 @@ async fn bad_input_unknown_ssh_key_a_host_whose_key_was_not_given_is_refused() -
     let scene = scene(&forge, repo).await?;
     forge.add_credential_with(&scene, &forge.host()?, &forge.secret()?, None).await?.ok()?;
     let job = fails(&scene, &["--credential", "forge"]).await?;
-    says(&job, "host key of 127.0.0.1:", "--known-hosts FILE");
+    says(&job, &format!("host key of {}:", bench::host()?), "--known-hosts FILE");
     Ok(())
 }
 
@@ -189,9 +190,14 @@ async fn fr011_token_and_deploy_key_are_in_no_argument_environment_or_file_of_a_
         for folder in [&scene.server.data(), temporary.path(), scene.user.home()] {
             found.extend(needles.files(folder)?);
         }
-        for path in files_below(&scene.server.data())? {
-            if std::fs::read(&path)?.starts_with(b"SQLite format 3\0") {
-                found.extend(needles.database(&path)?);
+        if let Ok(cluster) = scene.server.cluster() {
+            found.extend(needles.are_in(cluster.everything().await?.as_bytes()).then(|| "an object of the cluster".to_owned()));
+            found.extend(needles.files(&bench::kube_folder()?.join("etcd"))?);
+        } else {
+            for path in files_below(&scene.server.data())? {
+                if std::fs::read(&path)?.starts_with(b"SQLite format 3\0") {
+                    found.extend(needles.database(&path)?);
+                }
             }
         }
         assert!(found.is_empty(), "a secret is in {found:?}");

@@ -128,7 +128,7 @@ async fn a_job_past_its_deadline_times_out_and_leaves_no_pod() -> Result<()> {
     let (scene, _turn) = scene().await?;
     let spec = scene.spec(script_spec("", "echo begun; sleep 600"))?;
     let id = scene.ckrv(&["run", "--cloud", "--timeout", "60s", &spec]).await?.ok()?;
-    let ended = async || scene.job(&id).await.ok().filter(|job| job["state"] == "timed_out");
+    let ended = async || scene.job(&id).await.ok().filter(|job| job["state"] == "timeout");
     let job = wait_until("the job timed out", Duration::from_secs(180), ended).await.with_context(|| scene.server.log())?;
     assert!(job["error_message"].as_str().is_some_and(|text| text.contains("time limit of 60 seconds")), "{job}");
     scene.server.cluster()?.gone(&id).await

@@ -45,6 +45,11 @@ const ON_AWS: [&str; 18] = [
     "full_hostile",
 ];
 
+/// Those that also run in the cluster: real agents and real git, in pods. What only holds of a cluster is in `full_kube_*`.
+const ON_CLUSTER: [&str; 2] = ["full_agents", "full_git"];
+/// Of the scenarios, those whose agents are processes of this machine have no place there.
+const NOT_ON_CLUSTER: [&str; 1] = ["as_a_process"];
+
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
     let filter = args.filter.as_deref();
@@ -75,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
             steps.run("tests", || full(&mut command, bench, filter))?;
             if filter.is_none() {
                 steps.run("the scenarios on AWS, through the function", || on_aws(&command, &package))?;
+                steps.run("the scenarios in the cluster", || on_cluster(&command))?;
             }
         }
         None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
@@ -116,6 +122,22 @@ fn on_aws(command: &Command, package: &Path) -> Result<()> {
     again.env("CKRV_TEST_BACKEND", "lambda").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
     for target in ON_AWS {
         again.args(["--test", target]);
+    }
+    steps::run(&mut again)
+}
+
+/// Once more with their jobs in pods: the chart's dispatchers, the API beside the cluster.
+fn on_cluster(command: &Command) -> Result<()> {
+    let mut again = workspace::cargo();
+    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    again.env("CKRV_TEST_BACKEND", "kube").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+    for target in ON_CLUSTER {
+        again.args(["--test", target]);
+    }
+    // Each test has a dispatcher in the one node that there is.
+    again.args(["--", "--test-threads", "3"]);
+    for name in NOT_ON_CLUSTER {
+        again.args(["--skip", name]);
     }
     steps::run(&mut again)
 }

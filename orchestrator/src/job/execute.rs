@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
+use ckrv_core::machine;
 use ckrv_core::plan::{self, Decision, ExitStatus, PastRun, Phase, Resources, RunOutcome};
 use tokio::sync::mpsc;
 
@@ -194,6 +195,9 @@ async fn run_once(
     if *over_cost.borrow() {
         return Err(cost_limit(facts, max_cost, "the agent was stopped"));
     }
+    if ended.record.status == launch::ExitStatus::Deadline {
+        return Err(past_deadline(context));
+    }
     if ended.record.leftovers > 0 {
         context.log.info("ckrv", format!("{} processes that the agent left behind were ended", ended.record.leftovers));
     }
@@ -226,6 +230,11 @@ async fn run_once(
         context.log.warn("ckrv", format!("the agent cost {cost}, more than the job's limit of {max}; it had ended by then"));
     }
     Ok((exit, verdict))
+}
+
+/// A command's time is what is left of the job's: whether the shim or the job runner sees its end first, the job ends by its deadline.
+pub fn past_deadline(context: &Context) -> Failure {
+    Failure::Ends(machine::timed_out(&context.view.job))
 }
 
 fn cost_limit(facts: &Facts, max_cost: Option<u64>, then: &str) -> Failure {

@@ -8,6 +8,7 @@ use ckrv_core::plan::{Decision, ExitStatus, PastRun, Phase, Resources, RunOutcom
 use tokio::sync::mpsc;
 
 use super::Context;
+use super::execute::past_deadline;
 use super::failure::Failure;
 use super::plan::{Agent, blocking, seconds_left};
 use super::prepare::Prepared;
@@ -104,6 +105,9 @@ pub async fn run_commands(
         let exit = exit_status(&ended.record.status);
         if exit == ExitStatus::Evicted {
             return Err(sandbox.evicted().await);
+        }
+        if ended.record.status == launch::ExitStatus::Deadline {
+            return Err(past_deadline(context));
         }
         if exit != ExitStatus::Code(0) {
             return Ok(Some(FailedCommand { command: command.clone(), how: describe(&exit), output, exit }));
