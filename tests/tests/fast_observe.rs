@@ -29,6 +29,11 @@ async fn traced(setup: Setup) -> Result<Scene> {
     traced_of(Server::start(setup).await?).await
 }
 
+/// A function exports neither spans nor metrics: on the AWS backend the API is a process here, beside the dispatcher's.
+async fn without_function(setup: Setup) -> Result<Server> {
+    if bench::on_aws() { Server::start_on_aws(setup, Aws::make().await?).await } else { Server::start(setup).await }
+}
+
 async fn traced_of(server: Server) -> Result<Scene> {
     let mut scene = Scene::of(server, Repo::small(&[("README.md", "# A project\n")])?).await?;
     scene.user.set("TRACEPARENT", &format!("00-{TRACE}-{STEP}-01"));
@@ -82,11 +87,7 @@ async fn spans_of_api_dispatcher_gateway_and_runner_reach_a_collector_as_one_tra
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ];
-    let setup = setup(&env, &[]);
-    // A function exports nothing: there the API is a process beside the dispatcher.
-    let server =
-        if bench::on_aws() { Server::start_on_aws(setup, Aws::make().await?).await? } else { Server::start(setup).await? };
-    let scene = traced_of(server).await?;
+    let scene = traced_of(without_function(setup(&env, &[])).await?).await?;
     scene.succeed("echo > a.txt").await?;
     let names = ["POST /v1/jobs", "claim", "run", "prepare", "execute", "publish", "finish"];
     let all = wait_until("the collector has the job's spans", PATIENCE, async || {
@@ -278,6 +279,20 @@ fn parse(text: &str) -> Result<BTreeMap<String, Metric>> {
     Ok(metrics)
 }
 
+/// What several processes say, as one.
+fn together(texts: &[String]) -> Result<BTreeMap<String, Metric>> {
+    let mut all: BTreeMap<String, Metric> = BTreeMap::new();
+    for text in texts {
+        for (name, metric) in parse(text)? {
+            let sum = all.entry(name).or_default();
+            sum.kind = metric.kind;
+            sum.labels.extend(metric.labels);
+            sum.samples.extend(metric.samples);
+        }
+    }
+    Ok(all)
+}
+
 /// Name, type and labels of each metric in the document's table.
 fn documented() -> Result<BTreeMap<String, (String, BTreeSet<String>)>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/observability.md");
@@ -294,28 +309,35 @@ fn documented() -> Result<BTreeMap<String, (String, BTreeSet<String>)>> {
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_served_apart_and_are_exactly_those_of_the_document() -> Result<()> {
     let setup = setup(&[], &["--metrics-listen", "127.0.0.1:0"]);
-    // One process has all of them; API and dispatcher apart have each its own.
-    let server = Server::start_embedded(setup).await?;
-    let scene = Scene::of(server, Repo::small(&[("README.md", "# A project\n")])?).await?;
-    let line = |log: String| log.lines().find_map(|line| line.strip_prefix("metrics at ").map(str::to_owned));
-    let url = wait_until("it says where its metrics are", PATIENCE, async || line(scene.server.log())).await?;
+    let scene = Scene::of(without_function(setup).await?, Repo::small(&[("README.md", "# A project\n")])?).await?;
+    let processes = if scene.server.aws().is_some() { 2 } else { 1 };
+    let said = |log: String| -> Vec<String> {
+        log.lines().filter_map(|line| line.strip_prefix("metrics at ").map(str::to_owned)).collect()
+    };
+    let all = async || Some(said(scene.server.log())).filter(|urls| urls.len() == processes);
+    let urls = wait_until("each process says where its metrics are", PATIENCE, all).await?;
     let good = scene.succeed("echo > a.txt").await?;
     let bad = scene.submit_spec(&script_spec("", "exit 3")).await?;
     scene.ckrv(&["wait", &bad]).await?;
-    let scrape = async || -> Result<String> { Ok(client()?.get(&url).send().await?.error_for_status()?.text().await?) };
+    let scrape = async || -> Result<Vec<String>> {
+        let mut texts = Vec::new();
+        for url in &urls {
+            texts.push(client()?.get(url).send().await?.error_for_status()?.text().await?);
+        }
+        Ok(texts)
+    };
     let value = |metrics: &BTreeMap<String, Metric>, name: &str, label: &str| {
-        let metric = metrics.values().find(|metric| metric.samples.iter().any(|(found, ..)| found == name));
-        let sample =
-            metric.and_then(|metric| metric.samples.iter().find(|(found, labels, _)| found == name && labels.contains(label)));
-        sample.map(|(_, _, value)| *value)
+        let samples = metrics.values().flat_map(|metric| &metric.samples);
+        let values = samples.filter(|(found, labels, _)| found == name && labels.contains(label)).map(|(.., value)| *value);
+        values.reduce(|sum, value| sum + value)
     };
     // The dispatcher's next look sets the jobs that run.
     let metrics = wait_until("nothing runs any more", PATIENCE, async || {
-        let metrics = parse(&scrape().await.ok()?).ok()?;
+        let metrics = together(&scrape().await.ok()?).ok()?;
         (value(&metrics, "ckrv_jobs_running", "agent=\"script\"") == Some(0.0)).then_some(metrics)
     });
-    let metrics = metrics.await.with_context(|| format!("{:?}", parse("")))?;
-    let text = scrape().await?;
+    let metrics = metrics.await?;
+    let text = scrape().await?.join("\n");
     let shown: BTreeMap<_, _> =
         metrics.iter().map(|(name, metric)| (name.clone(), (metric.kind.clone(), metric.labels.clone()))).collect();
     assert_eq!(shown, documented()?, "docs/observability.md and /metrics differ");
