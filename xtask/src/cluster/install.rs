@@ -103,7 +103,7 @@ impl Programs {
     }
 }
 
-/// Modules and objects of one build: 4 GB that are of no use once the programs are there.
+/// Modules and objects of one build: gigabytes that are of no use once the programs are there.
 struct GoScratch {
     folder: tempfile::TempDir,
 }
