@@ -39,7 +39,8 @@ const USER_AGENT: &str = concat!("ckrv-dispatcher/", env!("CARGO_PKG_VERSION"));
 const SETTLED: SignedDuration = SignedDuration::from_secs(45);
 /// A pod that this replica made counts although the watch hasn't shown it yet.
 const UNSEEN: Duration = Duration::from_secs(30);
-const SWEEP_AGENTS: Duration = Duration::from_secs(60);
+/// The cluster's garbage collector does the same, and sooner.
+const SWEEP_AGENTS: Duration = Duration::from_secs(300);
 
 /// Why the cluster can't be used.
 #[derive(Debug, thiserror::Error)]

@@ -33,7 +33,9 @@ impl PodRunners {
         let now = (self.clock)();
         let over = self.pods.all().into_iter().filter(|pod| {
             let is_live = self.pods.attempt(pod).is_some_and(|(job, fence, _)| live.contains(&(job, fence)));
-            (!is_live && age(pod, now) > YOUNG) || is_overdue(pod, now)
+            // One that was told to go is given time to do so.
+            let is_going = pod.metadata.deletion_timestamp.as_ref().is_some_and(|asked| now.duration_since(asked.0) <= STUCK);
+            !is_going && ((!is_live && age(pod, now) > YOUNG) || is_overdue(pod, now))
         });
         futures::stream::iter(over).for_each_concurrent(AT_ONCE, |pod| async move { self.remove(&pod).await }).await;
     }
@@ -79,7 +81,7 @@ impl PodRunners {
 
     /// Agent pods whose job pod is gone: the cluster's garbage collector removes them, and where it doesn't, this does.
     pub(super) async fn sweep_agents(&self) {
-        let list = ListParams::default().labels(&self.pods.selector(Role::Agent));
+        let list = ListParams::default().match_any().labels(&self.pods.selector(Role::Agent));
         let agents = match self.pods.api().list_metadata(&list).await {
             Ok(agents) => agents,
             Err(error) => return self.complain(&error),
@@ -89,8 +91,12 @@ impl PodRunners {
             let made = agent.metadata.creation_timestamp.as_ref();
             let is_young = made.is_none_or(|made| now.duration_since(made.0) <= YOUNG + YOUNG);
             let Some(owner) = agent.owner_references().first().filter(|_| !is_young) else { continue };
+            let is_owner = |job: &Pod| job.metadata.uid.as_deref() == Some(owner.uid.as_str());
+            if self.pods.get(&owner.name).is_some_and(|job| is_owner(&job)) {
+                continue;
+            }
             match self.pods.live(&owner.name).await {
-                Ok(Some(job)) if job.metadata.uid.as_deref() == Some(owner.uid.as_str()) => continue,
+                Ok(Some(job)) if is_owner(&job) => continue,
                 Ok(_) => {}
                 Err(error) => return self.complain(&error),
             }
