@@ -83,7 +83,9 @@ fn mb(kib: u64) -> f64 {
 
 /// `GET /v1/jobs/{id}` beside a bare axum handler that reads the same four items.
 async fn api(aws: &Aws, stores: &Stores, owner: UserId) {
+    // An ended job: of one that waits its place in the queue is looked up too, in sixteen shards.
     let job = make(stores, owner).await;
+    stores.jobs.apply(job.id, &Verb::Cancel, Timestamp::now()).await.unwrap();
     let sha256: String = Sha256::digest(TOKEN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let now = Timestamp::now();
     let expires_at = now + SignedDuration::from_hours(1);
