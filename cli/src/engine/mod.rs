@@ -394,7 +394,8 @@ async fn oidc(stores: &Stores, config: &ServerConfig) -> Result<Vec<OidcIssuer>,
 
 fn api_config(config: &ServerConfig, url: &Url, key: SecretString, owner: UserId) -> ApiConfig {
     let mut api = ApiConfig::embedded(url.clone(), key, owner);
-    api.repo_urls = RepoUrlPolicy { local_paths: config.kubernetes.is_none(), private_addresses: config.policy.private_git_hosts };
+    api.repo_urls =
+        RepoUrlPolicy { local_paths: config.kubernetes.is_none(), private_addresses: config.policy.private_git_hosts };
     api.allowed_hosts.extend(config.allowed_hosts.iter().cloned());
     api.retention_seconds = config.retention();
     api.device_interval_seconds = config.login_interval_seconds;
