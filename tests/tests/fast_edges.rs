@@ -63,7 +63,7 @@ async fn edge_time_limit_terminates_with_a_timeout_error_and_no_partial_result()
     let scene = Scene::start().await?;
     let gate = scene.gate();
     let script = format!("echo partial > partial.txt; echo begun; trap '' TERM\n{}", gate.wait());
-    let id = scene.submit_spec(&script_spec("timeout: 2s", &script)).await?;
+    let id = scene.submit_spec(&script_spec("timeout: 6s", &script)).await?;
     let shell = gate.reached().await?;
     let waited = scene.ckrv(&["wait", &id]).await?;
     assert_eq!((waited.code, waited.stdout.as_str()), (5, "timeout\n"), "{waited:?}");

@@ -158,7 +158,8 @@ impl Bench {
 
     async fn let_go(&self, job: &str, attempt: u32) -> Result<()> {
         self.agent_runs(job, attempt).await?;
-        self.in_agent(job, attempt, "touch /tmp/go && echo yes").await.context("the agent is gone").map(drop)
+        let touched = async || self.in_agent(job, attempt, "touch /tmp/go && echo yes").await.map(drop);
+        wait_until("the agent is told to go on", PATIENCE, touched).await.with_context(|| self.scene.server.log())
     }
 
     async fn success(&self, job: &str) -> Result<Value> {

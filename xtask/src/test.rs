@@ -5,7 +5,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use crate::setup::Bench;
 use crate::steps::{self, Steps, say};
 use crate::workspace::FEATURES;
 use crate::{checks, package, setup, wasm, workspace};
@@ -15,8 +14,21 @@ pub struct Args {
     /// Only what needs Rust, git and a C linker: no containers, no npm, no sshd
     #[arg(long)]
     fast: bool,
+    /// Only one of the passes, without the checks
+    #[arg(long, conflicts_with = "fast")]
+    pass: Option<Pass>,
     /// Only tests whose name contains this; leaves the checks out
     filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Pass {
+    /// Every test, on the embedded default where it doesn't say otherwise
+    First,
+    /// The scenarios on AWS, through the packaged function
+    Aws,
+    /// The scenarios whose jobs are pods
+    Cluster,
 }
 
 /// Test files that need the bench. `cargo xtask test --fast` leaves them out and says so.
@@ -53,7 +65,9 @@ const NOT_ON_CLUSTER: [&str; 1] = ["as_a_process"];
 pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new();
     let filter = args.filter.as_deref();
-    if filter.is_none() {
+    let whole = filter.is_none() && args.pass.is_none();
+    let runs = |pass| args.pass.map_or(whole || pass == Pass::First, |only| only == pass);
+    if whole {
         lints(&mut steps, args.fast)?;
     }
     let bench = if args.fast { None } else { Some(setup::bring(&mut steps)?) };
@@ -64,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(workspace::target_dir()?.join("debug"))
     })?;
     let ckrv = built.join("ckrv");
-    if filter.is_none() {
+    if whole {
         steps.run("generated files are up to date", || checks::generated(&ckrv))?;
         if !args.fast {
             steps.run("the prebuilt adapters are what the sources give", || wasm::check(&workspace::root()))?;
@@ -77,10 +91,15 @@ pub fn run(args: &Args) -> Result<()> {
             steps.run("put ckrv into its image", || bench.import(&ckrv))?;
             let package = package::for_this_machine(&mut steps)?;
             command.env("CKRV_TEST_PACKAGE", &package);
-            steps.run("tests", || full(&mut command, bench, filter))?;
-            if filter.is_none() {
-                steps.run("the scenarios on AWS, through the function", || on_aws(&command, &package))?;
-                steps.run("the scenarios in the cluster", || on_cluster(&command))?;
+            bench.export(&mut command);
+            if runs(Pass::First) {
+                steps.run("tests", || full(&command, filter))?;
+            }
+            if runs(Pass::Aws) {
+                steps.run("the scenarios on AWS, through the function", || on_aws(&command, &package, filter))?;
+            }
+            if runs(Pass::Cluster) {
+                steps.run("the scenarios in the cluster", || on_cluster(&command, filter))?;
             }
         }
         None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
@@ -107,35 +126,40 @@ fn lints(steps: &mut Steps, fast: bool) -> Result<()> {
     Ok(())
 }
 
-fn full(command: &mut Command, bench: &Bench, filter: Option<&str>) -> Result<()> {
-    bench.export(command);
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
-    steps::run(command.args(filter))
+fn full(command: &Command, filter: Option<&str>) -> Result<()> {
+    let mut first = again(command);
+    first.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+    steps::run(first.args(filter))
+}
+
+/// A cargo with the environment of this command.
+fn again(command: &Command) -> Command {
+    let mut again = workspace::cargo();
+    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    again
 }
 
 /// The same scenarios once more: API as the packaged function, dispatcher as a process of its own, DynamoDB and S3 between them.
-fn on_aws(command: &Command, package: &Path) -> Result<()> {
-    let mut again = workspace::cargo();
-    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+fn on_aws(command: &Command, package: &Path, filter: Option<&str>) -> Result<()> {
+    let mut again = again(command);
     let unpacked = tempfile::tempdir()?;
     again.env("CKRV_BOOTSTRAP_BIN", package::unpack(package, unpacked.path())?);
     again.env("CKRV_TEST_BACKEND", "lambda").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
     for target in ON_AWS {
         again.args(["--test", target]);
     }
-    steps::run(&mut again)
+    steps::run(again.args(filter))
 }
 
 /// Once more with their jobs in pods: the chart's dispatchers, the API beside the cluster.
-fn on_cluster(command: &Command) -> Result<()> {
-    let mut again = workspace::cargo();
-    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+fn on_cluster(command: &Command, filter: Option<&str>) -> Result<()> {
+    let mut again = again(command);
     again.env("CKRV_TEST_BACKEND", "kube").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
     for target in ON_CLUSTER {
         again.args(["--test", target]);
     }
     // Each test has a dispatcher in the one node that there is.
-    again.args(["--", "--test-threads", "3"]);
+    again.args(filter).args(["--", "--test-threads", "3"]);
     for name in NOT_ON_CLUSTER {
         again.args(["--skip", name]);
     }

@@ -302,6 +302,11 @@ impl Dispatcher {
                 return self.end(job, EndReason::Deadline, Evidence::Lapsed).await;
             }
             Liveness::Alive => return Ok(false),
+            // Nothing of it has begun. One that starts all the same is told that its job has ended.
+            Liveness::Starting if job.cancel_at.is_some() => {
+                self.runners.clear(job).await;
+                Evidence::Gone
+            }
             Liveness::Starting => return self.beat_for(job).await,
             Liveness::Gone(how) => {
                 note = how;

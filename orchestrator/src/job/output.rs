@@ -16,6 +16,8 @@ use crate::launch::{self, LineSplitter};
 /// Lines that an adapter gets at once.
 const BATCH_LINES: usize = 64;
 const BATCH_BYTES: usize = 256 * 1024;
+/// Of the transcript of all runs together: it is sent to the gateway in one piece.
+const MAX_TRANSCRIPT: u64 = 64 * 1024 * 1024;
 
 /// Reads one run's output.
 pub struct Reader {
@@ -98,6 +100,10 @@ impl Reader {
 
     /// The raw lines, masked, for the transcript.
     fn record(&mut self, lines: &[OutputLine]) {
+        let written = |file: &std::fs::File| file.metadata().map_or(0, |about| about.len());
+        if written(&self.file) >= MAX_TRANSCRIPT {
+            return;
+        }
         let needles = self.log.needles();
         for line in lines {
             let line = OutputLine { text: needles.mask(&line.text), ..line.clone() };
@@ -106,6 +112,10 @@ impl Reader {
                 // Left out of the artifact when the disk is full; the log tells the story too.
                 let _ = self.file.write_all(&json);
             }
+        }
+        if written(&self.file) >= MAX_TRANSCRIPT {
+            let limit = MAX_TRANSCRIPT >> 20;
+            self.log.warn("ckrv", format!("the transcript reached its limit of {limit} MiB; what follows is left out of it"));
         }
     }
 }

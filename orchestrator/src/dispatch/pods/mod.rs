@@ -122,8 +122,8 @@ impl PodRunners {
         }
         match self.pods.live(name).await {
             Ok(None) => Liveness::Gone("its job pod was deleted".to_owned()),
-            // The watch will show it.
-            Ok(Some(_)) => Liveness::Unknown,
+            // The watch will show it; until then it is judged all the same.
+            Ok(Some(pod)) => self.judged(job, &pod).await,
             Err(error) => {
                 tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "the cluster could not say whether a job pod is there");
                 self.pods.note_failure();
@@ -132,8 +132,18 @@ impl PodRunners {
         }
     }
 
+    async fn judged(&self, job: &JobRecord, pod: &Pod) -> Liveness {
+        let unscheduled = SignedDuration::from_secs(self.cluster.unscheduled_seconds.cast_signed());
+        match verdict(pod, unscheduled, (self.clock)()) {
+            Verdict::Starting => Liveness::Starting,
+            Verdict::Running => Liveness::Unknown,
+            Verdict::Ended(how) => Liveness::Gone(how),
+            Verdict::Hopeless(why) => self.give_up(job, pod, why).await,
+        }
+    }
+
     async fn give_up(&self, job: &JobRecord, pod: &Pod, why: String) -> Liveness {
-        match create::delete(self.pods.api(), pod, 0).await {
+        match create::delete_once(self.pods.api(), pod, 0).await {
             Ok(()) => Liveness::Gone(why),
             // It may start after all: nobody beats for it, and its lease will tell.
             Err(error) => {
@@ -178,13 +188,9 @@ impl Runners for PodRunners {
 
     async fn liveness(&self, job: &JobRecord) -> Liveness {
         let name = build::name(job.id, job.fence);
-        let Some(pod) = self.pods.get(&name) else { return self.absent(job, &name).await };
-        let unscheduled = SignedDuration::from_secs(self.cluster.unscheduled_seconds.cast_signed());
-        match verdict(&pod, unscheduled, (self.clock)()) {
-            Verdict::Starting => Liveness::Starting,
-            Verdict::Running => Liveness::Unknown,
-            Verdict::Ended(how) => Liveness::Gone(how),
-            Verdict::Hopeless(why) => self.give_up(job, &pod, why).await,
+        match self.pods.get(&name) {
+            Some(pod) => self.judged(job, &pod).await,
+            None => self.absent(job, &name).await,
         }
     }
 
@@ -197,7 +203,7 @@ impl Runners for PodRunners {
     async fn clear(&self, job: &JobRecord) {
         let Some(pod) = self.pods.get(&build::name(job.id, job.fence)) else { return };
         // Its agents' pods go with it.
-        if let Err(error) = create::delete(self.pods.api(), &pod, 0).await {
+        if let Err(error) = create::delete_once(self.pods.api(), &pod, 0).await {
             tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "the pod of a lost attempt could not be deleted");
         }
     }

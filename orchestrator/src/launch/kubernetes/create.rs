@@ -15,6 +15,15 @@ use crate::launch::LaunchError;
 /// For one request with everything that it is tried again for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// An API server that hangs is as good as one that isn't there: whoever asks has other pods to look after.
+const ANSWER: Duration = Duration::from_secs(10);
+
+async fn answered<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(ANSWER, call)
+        .await
+        .unwrap_or_else(|_| Err(Error::Service("the cluster's API did not answer in time".into())))
+}
+
 /// A client that says who it is, and leaves it to us when to ask again: the library's own patience is minutes.
 pub fn client(mut config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
     config.default_retry = false;
@@ -52,7 +61,7 @@ pub(crate) async fn create_or_adopt(api: &Api<Pod>, pod: &Pod) -> Result<Pod, La
     let until = tokio::time::Instant::now() + PATIENCE;
     let mut pauses = pauses();
     loop {
-        let error = match api.create(&PostParams::default(), pod).await {
+        let error = match answered(api.create(&PostParams::default(), pod)).await {
             Ok(made) => return Ok(made),
             Err(Error::Api(status)) if status.is_already_exists() => match settle(api, pod, status).await? {
                 Settled::Ours(found) => return Ok(*found),
@@ -77,7 +86,7 @@ enum Settled {
 
 /// Looks at the pod that has the name already.
 async fn settle(api: &Api<Pod>, wanted: &Pod, taken: Box<Status>) -> Result<Settled, LaunchError> {
-    let found = match api.get_opt(&wanted.name_any()).await {
+    let found = match answered(api.get_opt(&wanted.name_any())).await {
         Ok(found) => found,
         Err(error) if is_passing(&error) => return Ok(Settled::NotYet(error)),
         Err(error) => return Err(refused("look for the pod", error)),
@@ -115,21 +124,32 @@ fn is_related(found: &Pod, wanted: &Pod) -> bool {
 
 /// Deletes this very pod, not another one of its name. One that is gone is no error.
 pub(crate) async fn delete(api: &Api<Pod>, pod: &Pod, grace_seconds: u32) -> Result<(), LaunchError> {
-    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
-    let params = DeleteParams { grace_period_seconds: Some(grace_seconds), preconditions, ..Default::default() };
     let mut pauses = pauses();
     loop {
-        match api.delete(&pod.name_any(), &params).await {
-            Ok(_) => return Ok(()),
-            Err(Error::Api(status)) if status.is_not_found() => return Ok(()),
-            // Another pod has its name by now.
-            Err(Error::Api(status)) if status.is_conflict() && status.message.contains("UID") => return Ok(()),
+        match try_to_delete(api, pod, grace_seconds).await {
             Err(error) if is_passing(&error) => match pauses.next() {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(refused("delete the pod", error)),
             },
-            Err(error) => return Err(refused("delete the pod", error)),
+            done => return done.map_err(|error| refused("delete the pod", error)),
         }
+    }
+}
+
+/// The same, tried once: for whoever comes by again.
+pub(crate) async fn delete_once(api: &Api<Pod>, pod: &Pod, grace_seconds: u32) -> Result<(), LaunchError> {
+    try_to_delete(api, pod, grace_seconds).await.map_err(|error| refused("delete the pod", error))
+}
+
+async fn try_to_delete(api: &Api<Pod>, pod: &Pod, grace_seconds: u32) -> Result<(), Error> {
+    let preconditions = Some(Preconditions { uid: pod.uid(), resource_version: None });
+    let params = DeleteParams { grace_period_seconds: Some(grace_seconds), preconditions, ..Default::default() };
+    match answered(api.delete(&pod.name_any(), &params)).await {
+        Ok(_) => Ok(()),
+        Err(Error::Api(status)) if status.is_not_found() => Ok(()),
+        // Another pod has its name by now.
+        Err(Error::Api(status)) if status.is_conflict() && status.message.contains("UID") => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
