@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use ckrv_core::Timestamp;
 use ckrv_core::wire::Problem;
 use ckrv_store::StoreError;
+pub(crate) use ckrv_store::chain;
 
 /// An answer that is not the one asked for. Becomes `application/problem+json` in the middleware.
 #[derive(Clone, Debug)]
@@ -17,17 +18,6 @@ pub struct ApiError {
     headers: Vec<(HeaderName, HeaderValue)>,
     /// For the log only.
     pub(crate) cause: Option<Arc<dyn Error + Send + Sync>>,
-}
-
-/// An error with its causes: a log of JSON lines shows of an error only what it says itself.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 impl ApiError {

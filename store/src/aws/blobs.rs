@@ -22,9 +22,9 @@ use bytes::Bytes;
 use secrecy::SecretString;
 use sha2::{Digest, Sha256};
 
-use super::failure::{chain, code, failure, status};
+use super::failure::{code, failure, status};
 use crate::blobs::{Blobs, PutBlobError, check_key};
-use crate::error::StoreError;
+use crate::error::{StoreError, chain};
 
 /// The metadata that holds the content's SHA-256 in hexadecimal.
 const SHA256: &str = "sha256";
