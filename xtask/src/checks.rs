@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::packages::which;
 use crate::steps::{self, say};
@@ -55,12 +55,7 @@ fn cargo_deny() -> Result<PathBuf> {
     let path = folder.join("bin/cargo-deny");
     if !right(&path) {
         say("    installing cargo-deny into the cache, once: some minutes");
-        let mut install = workspace::cargo();
-        install.args(["install", "--quiet", "cargo-deny", "--version", CARGO_DENY, "--locked", "--force", "--root"]).arg(&folder);
-        // Its own target folder: ours may be given by CARGO_TARGET_DIR.
-        install.env("CARGO_TARGET_DIR", cache.path("tools-target"));
-        steps::run(&mut install)?;
-        std::fs::remove_dir_all(cache.path("tools-target")).context("can't remove what building cargo-deny left")?;
+        workspace::install("cargo-deny", CARGO_DENY, &folder)?;
     }
     Ok(path)
 }

@@ -153,7 +153,7 @@ impl Running {
             let node = format!("node/{}", self.layout.node_name());
             self.wait(deadline, "the node", || asks(&["wait", "--for=condition=Ready", "--timeout=2s", &node]))?;
             self.wait(deadline, "the controllers", || asks(&["get", "serviceaccount", "default"]))?;
-            imported.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            steps::joined(imported.join())
         })
     }
 

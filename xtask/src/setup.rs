@@ -10,7 +10,7 @@ use crate::cloud::{self, Cloud};
 use crate::cluster::{self, Cluster};
 use crate::packages;
 use crate::podman::{Podman, Service};
-use crate::steps::{Steps, say};
+use crate::steps::{Steps, joined, say};
 use crate::workspace::Cache;
 
 /// A bench that is ready; dropped, its Podman service, its servers and its cluster stop.
@@ -85,10 +85,6 @@ pub fn bring(steps: &mut Steps) -> Result<Bench> {
         let (claude, gemini) = (agents.claude.clone(), agents.gemini_entry());
         Ok(Bench { service, cloud, cluster, cache: cache.clone(), claude, gemini })
     })
-}
-
-fn joined<T>(thread: std::thread::Result<T>) -> T {
-    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Both agents start in a container as narrow as a job's.

@@ -41,6 +41,11 @@ fn clock(elapsed: Duration) -> String {
     format!("{}:{:02}", elapsed.as_secs() / 60, elapsed.as_secs() % 60)
 }
 
+/// What a thread came to; its panic is ours.
+pub fn joined<T>(thread: std::thread::Result<T>) -> T {
+    thread.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Runs a program with our terminal; an exit code other than 0 is an error that names the command.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);

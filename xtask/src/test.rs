@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that must hold, from nothing.
 
+mod lanes;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -89,20 +91,32 @@ pub fn run(args: &Args) -> Result<()> {
     match &bench {
         Some(bench) => {
             steps.run("put ckrv into its image", || bench.import(&ckrv))?;
-            let package = package::for_this_machine(&mut steps)?;
+            // The function's last step, its linking, keeps one processor busy for minutes.
+            let package = std::thread::scope(|scope| {
+                let tests = scope.spawn(|| steps::run(tests(&command).arg("--no-run").arg("--quiet")));
+                let package = package::for_this_machine(&mut steps)?;
+                steps.run("build the tests", || steps::joined(tests.join()))?;
+                anyhow::Ok(package)
+            })?;
             command.env("CKRV_TEST_PACKAGE", &package);
             bench.export(&mut command);
+            let unpacked = tempfile::tempdir()?;
+            let (mut front, mut beside) = (Vec::new(), Vec::new());
             if runs(Pass::First) {
-                steps.run("tests", || full(&command, filter))?;
+                beside.push(lanes::Part::new("tests of the cluster", files(&command, &needs_cluster)?, filter));
+                front.push(lanes::Part::new("tests", rest(&command)?, filter));
+                front.push(lanes::Part::new("documentation tests", documentation(&command), filter));
             }
             if runs(Pass::Aws) {
-                steps.run("the scenarios on AWS, through the function", || on_aws(&command, &package, filter))?;
+                let function = package::unpack(&package, unpacked.path())?;
+                front.push(lanes::Part::new("the scenarios on AWS, through the function", on_aws(&command, &function), filter));
             }
             if runs(Pass::Cluster) {
-                steps.run("the scenarios in the cluster", || on_cluster(&command, filter))?;
+                beside.push(lanes::Part::new("the scenarios in the cluster", on_cluster(&command), filter));
             }
+            lanes::run(&mut steps, front, beside)?;
         }
-        None => steps.run("tests that need no bench", || fast(&mut command, filter))?,
+        None => steps.run("tests that need no bench", || fast(&command, filter))?,
     }
     if args.fast {
         left_out()?;
@@ -126,52 +140,64 @@ fn lints(steps: &mut Steps, fast: bool) -> Result<()> {
     Ok(())
 }
 
-fn full(command: &Command, filter: Option<&str>) -> Result<()> {
-    let mut first = again(command);
-    first.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
-    steps::run(first.args(filter))
+/// `cargo test` with the environment of this command, so far for all there is.
+fn tests(command: &Command) -> Command {
+    let mut tests = workspace::cargo();
+    tests.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    tests.args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+    tests
 }
 
-/// A cargo with the environment of this command.
-fn again(command: &Command) -> Command {
-    let mut again = workspace::cargo();
-    again.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    again
+/// Test files only.
+fn files(command: &Command, wanted: &dyn Fn(&str) -> bool) -> Result<Command> {
+    let mut files = tests(command);
+    for target in test_files()?.iter().filter(|target| wanted(target)) {
+        files.args(["--test", target]);
+    }
+    Ok(files)
+}
+
+/// The first pass but for the cluster's files and the documentation.
+fn rest(command: &Command) -> Result<Command> {
+    let mut rest = files(command, &|target| !needs_cluster(target))?;
+    rest.args(["--lib", "--bins"]);
+    Ok(rest)
+}
+
+fn documentation(command: &Command) -> Command {
+    let mut documentation = tests(command);
+    documentation.arg("--doc");
+    documentation
 }
 
 /// The same scenarios once more: API as the packaged function, dispatcher as a process of its own, DynamoDB and S3 between them.
-fn on_aws(command: &Command, package: &Path, filter: Option<&str>) -> Result<()> {
-    let mut again = again(command);
-    let unpacked = tempfile::tempdir()?;
-    again.env("CKRV_BOOTSTRAP_BIN", package::unpack(package, unpacked.path())?);
-    again.env("CKRV_TEST_BACKEND", "lambda").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+fn on_aws(command: &Command, function: &Path) -> Command {
+    let mut on_aws = tests(command);
+    on_aws.env("CKRV_BOOTSTRAP_BIN", function).env("CKRV_TEST_BACKEND", "lambda");
     for target in ON_AWS {
-        again.args(["--test", target]);
+        on_aws.args(["--test", target]);
     }
-    steps::run(again.args(filter))
+    on_aws
 }
 
 /// Once more with their jobs in pods: the chart's dispatchers, the API beside the cluster.
-fn on_cluster(command: &Command, filter: Option<&str>) -> Result<()> {
-    let mut again = again(command);
-    again.env("CKRV_TEST_BACKEND", "kube").args(["test", "--workspace", "--no-fail-fast"]).args(FEATURES);
+fn on_cluster(command: &Command) -> Command {
+    let mut on_cluster = tests(command);
+    on_cluster.env("CKRV_TEST_BACKEND", "kube");
     for target in ON_CLUSTER {
-        again.args(["--test", target]);
+        on_cluster.args(["--test", target]);
     }
     // Each test has a dispatcher in the one node that there is.
-    again.args(filter).args(["--", "--test-threads", "3"]);
+    on_cluster.args(["--", "--test-threads", "3"]);
     for name in NOT_ON_CLUSTER {
-        again.args(["--skip", name]);
+        on_cluster.args(["--skip", name]);
     }
-    steps::run(&mut again)
+    on_cluster
 }
 
-fn fast(command: &mut Command, filter: Option<&str>) -> Result<()> {
-    command.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]).args(FEATURES);
-    for target in test_files()?.iter().filter(|target| !needs_bench(target)) {
-        command.args(["--test", target]);
-    }
-    steps::run(command.args(filter))
+fn fast(command: &Command, filter: Option<&str>) -> Result<()> {
+    let mut fast = files(command, &|target| !needs_bench(target))?;
+    steps::run(fast.args(["--lib", "--bins"]).args(filter))
 }
 
 fn left_out() -> Result<()> {
@@ -184,6 +210,10 @@ fn left_out() -> Result<()> {
 
 fn needs_bench(target: &str) -> bool {
     NEEDS_BENCH.iter().any(|prefix| target.starts_with(prefix))
+}
+
+fn needs_cluster(target: &str) -> bool {
+    target.starts_with("full_kube_")
 }
 
 /// The names of all test files of our packages.

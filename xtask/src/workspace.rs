@@ -30,6 +30,18 @@ pub fn build(binary: &str) -> Result<PathBuf> {
     Ok(target_dir()?.join("debug").join(binary))
 }
 
+/// Installs a program of crates.io into `folder/bin`. These run for seconds, so compiling them fast counts for more than their own speed.
+pub fn install(package: &str, version: &str, folder: &Path) -> Result<()> {
+    // Its own: ours may be given by CARGO_TARGET_DIR.
+    let target = folder.join("target");
+    let mut install = cargo();
+    install.args(["install", "--quiet", package, "--version", version, "--locked", "--force", "--root"]).arg(folder);
+    install.env("CARGO_TARGET_DIR", &target).env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1").env("CARGO_PROFILE_RELEASE_LTO", "off");
+    install.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+    steps::output(&mut install)?;
+    std::fs::remove_dir_all(target).context("can't remove what the build left")
+}
+
 /// Cargo's target folder, wherever the environment or a configuration has put it.
 pub fn target_dir() -> Result<PathBuf> {
     let metadata = metadata()?;

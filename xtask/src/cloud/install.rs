@@ -71,7 +71,7 @@ pub fn programs(cache: &Cache) -> Result<Programs> {
 }
 
 fn done(thread: ScopedJoinHandle<'_, Result<PathBuf>>) -> Result<PathBuf> {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    steps::joined(thread.join())
 }
 
 fn maven(root: &Path) -> Result<PathBuf> {
@@ -125,11 +125,7 @@ fn cargo(root: &Path, package: &str, version: &str) -> Result<PathBuf> {
     let folder = root.join(format!("{package}-{version}"));
     let path = format!("bin/{package}");
     once(&folder, &path, || {
-        let target = folder.join("target");
-        let mut cargo = workspace::cargo();
-        cargo.args(["install", "--quiet", package, "--version", version, "--locked", "--root"]).arg(&folder);
-        steps::output(cargo.env("CARGO_TARGET_DIR", &target))?;
-        std::fs::remove_dir_all(target).context("can't remove what the build left")
+        workspace::install(package, version, &folder)
     })?;
     Ok(folder.join(path))
 }

@@ -61,7 +61,7 @@ impl Programs {
         std::thread::scope(|scope| {
             let kwok = scope.spawn(|| self.install_kwok());
             self.unpack_clients()?;
-            kwok.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            steps::joined(kwok.join())
         })
     }
 
