@@ -124,9 +124,7 @@ fn npm(root: &Path, package: &str) -> Result<PathBuf> {
 fn cargo(root: &Path, package: &str, version: &str) -> Result<PathBuf> {
     let folder = root.join(format!("{package}-{version}"));
     let path = format!("bin/{package}");
-    once(&folder, &path, || {
-        workspace::install(package, version, &folder)
-    })?;
+    once(&folder, &path, || workspace::install(package, version, &folder))?;
     Ok(folder.join(path))
 }
 
