@@ -78,6 +78,10 @@ pub struct Cluster {
     /// Outside the cluster: how the dispatcher reaches it. Inside it is known.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
+    /// Inside the cluster: where its API is asked instead of at the Service `kubernetes`, by dispatchers and job pods. `https://host:port` of a
+    /// private endpoint or a proxy, with a certificate of the cluster's own authority.
+    #[serde(default)]
+    pub api_server: Option<url::Url>,
     /// Where job pods reach the gateway, `https://name:port`.
     pub gateway_url: url::Url,
     /// A ConfigMap of that namespace whose `ca.crt` signed the gateway's certificate.

@@ -182,6 +182,13 @@ impl ServerConfig {
         {
             return Err("`gateway_url` must begin with https://".to_owned());
         }
+        if let Some(cluster) = &self.kubernetes
+            && let Some(url) = &cluster.api_server
+            && (url.scheme() != "https" || cluster.kubeconfig.is_some())
+        {
+            return Err("`api_server` must begin with https://, and is for dispatchers inside the cluster: without `kubeconfig`"
+                .to_owned());
+        }
         // It stands in labels of pods.
         let is_good = |worker: &str| {
             let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());

@@ -184,7 +184,7 @@ async fn pods(context: &Context, cluster: &Cluster) -> Result<KubernetesLauncher
         deadline: job.deadline,
     };
     let config = KubernetesConfig { cluster: cluster.clone(), owner, belongs, port: SHIM_PORT };
-    let opened = async { KubernetesLauncher::open(KubernetesLauncher::client_in_pod()?, config).await };
+    let opened = async { KubernetesLauncher::open(KubernetesLauncher::client_in_pod(cluster)?, config).await };
     opened.await.map_err(|error| failure::of_launch(&error, job))
 }
 

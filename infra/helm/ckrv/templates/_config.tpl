@@ -47,6 +47,9 @@ priority_class = {{ . | toJson }}
 {{- end }}
 unscheduled_seconds = {{ .Values.jobs.unscheduledSeconds }}
 creates_per_second = {{ .Values.jobs.createsPerSecond }}
+{{- with .Values.network.apiServer.url }}
+api_server = {{ . | toJson }}
+{{- end }}
 gateway_url = "https://{{ include "ckrv.fullname" . }}.{{ .Release.Namespace }}.svc:{{ .Values.gateway.port }}"
 gateway_ca = "ckrv-gateway-ca"
 

@@ -60,6 +60,7 @@ pub enum ConnectError {
 pub async fn connect(cluster: &Cluster) -> Result<Client, ConnectError> {
     let config = match &cluster.kubeconfig {
         Some(path) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?,
+        None if cluster.api_server.is_some() => create::in_cluster(cluster.api_server.as_ref())?,
         None => Config::infer().await?,
     };
     Ok(create::client(config, USER_AGENT)?)

@@ -24,6 +24,22 @@ async fn answered<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, 
         .unwrap_or_else(|_| Err(Error::Service("the cluster's API did not answer in time".into())))
 }
 
+/// The way to the cluster of a pod that is in it.
+///
+/// # Errors
+/// [`LaunchError::Local`] outside a pod, and with an address of the API that is none.
+pub(crate) fn in_cluster(api_server: Option<&url::Url>) -> Result<kube::Config, LaunchError> {
+    let unusable = |error: Box<dyn std::error::Error + Send + Sync>| LaunchError::Local {
+        step: "reading the pod's service account",
+        source: std::io::Error::other(error),
+    };
+    let mut config = kube::Config::incluster().map_err(|error| unusable(error.into()))?;
+    if let Some(url) = api_server {
+        config.cluster_url = url.as_str().parse().map_err(|error: hyper::http::uri::InvalidUri| unusable(error.into()))?;
+    }
+    Ok(config)
+}
+
 /// A client that says who it is, and leaves it to us when to ask again: the library's own patience is minutes.
 pub fn client(mut config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
     config.default_retry = false;

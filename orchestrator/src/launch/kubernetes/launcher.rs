@@ -19,13 +19,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::KubernetesConfig;
-use super::create::{client, create_or_adopt, delete, refused};
+use super::create::{client, create_or_adopt, delete, in_cluster, refused};
 use super::fault::{Trouble, describe, ended, is_over, is_scheduled, trouble};
 use super::instance::PodInstance;
 use super::pods::{FENCE, JOB, MANAGED_BY, MANAGER, ROLE, Role, base, container, mount, scratch};
 use super::watching::{Seen, Watching};
 use crate::launch::door::{Door, Guest, Halves};
 use crate::launch::{Instance as _, LaunchError, LaunchSpec, Launched, Launcher, check_name};
+use crate::launch_choice::Cluster;
 
 /// Where the shim and its folders are.
 const ROOT: &str = "/ckrv";
@@ -73,13 +74,9 @@ impl KubernetesLauncher {
     /// The client of a pod, with the token that is mounted at the usual place.
     ///
     /// # Errors
-    /// [`LaunchError::Cluster`] outside a pod.
-    pub fn client_in_pod() -> Result<Client, LaunchError> {
-        let config = kube::Config::incluster().map_err(|error| {
-            let error = std::io::Error::other(error);
-            LaunchError::Local { step: "reading the pod's service account", source: error }
-        })?;
-        client(config, "ckrv-job-runner")
+    /// [`LaunchError::Local`] outside a pod.
+    pub fn client_in_pod(cluster: &Cluster) -> Result<Client, LaunchError> {
+        client(in_cluster(cluster.api_server.as_ref())?, "ckrv-job-runner")
     }
 }
 
