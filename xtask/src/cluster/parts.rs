@@ -117,6 +117,11 @@ fn api_server(layout: &Layout) -> Part {
             ("enable-admission-plugins", "NodeRestriction"),
             ("authorization-mode", "Node,RBAC"),
             ("allow-privileged", "true"),
+            // Who asks how often: the bench counts it.
+            ("audit-policy-file", &shown(&layout.path("audit.json"))),
+            ("audit-log-path", &shown(&layout.path("logs/audit.log"))),
+            ("audit-log-maxsize", "100"),
+            ("audit-log-maxbackup", "1"),
         ],
     )
 }
@@ -128,6 +133,7 @@ pub fn configure(layout: &Layout) -> Result<()> {
     write("cni/10-pods.conflist", pod_network(layout).to_string())?;
     write("kubelet.json", kubelet(layout).to_string())?;
     write("proxy.json", proxy(layout).to_string())?;
+    write("audit.json", audit_policy().to_string())?;
     // What pods of the host's DNS policy get: a name server that knows the cluster and nothing else.
     write("resolv.conf", format!("nameserver {}\n", layout.node()))?;
     let corefile = format!(
@@ -235,6 +241,21 @@ fn proxy(layout: &Layout) -> Value {
         // Limits of the whole machine, which only its first network namespace may set.
         "conntrack": { "maxPerCore": 0, "min": 0 },
         "iptables": { "minSyncPeriod": "100ms" },
+    })
+}
+
+/// Every request once, without its body: but for those of the control plane about itself.
+fn audit_policy() -> Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "omitManagedFields": true,
+        "rules": [
+            { "level": "None", "resources": [{ "group": "coordination.k8s.io" }] },
+            { "level": "None", "nonResourceURLs": ["/*"] },
+            { "level": "Metadata" },
+        ],
     })
 }
 
