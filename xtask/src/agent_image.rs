@@ -18,6 +18,7 @@ use crate::workspace::Cache;
 
 pub const AGENTS_IMAGE: &str = "localhost/ckrv-test-agents:1";
 pub const TINY_IMAGE: &str = "localhost/ckrv-test-tiny:1";
+pub const SCRATCH_IMAGE: &str = "localhost/ckrv-test-scratch:1";
 const BASE_IMAGE: &str = "localhost/ckrv-test-ckrv-base:1";
 /// Where Debian, and much else, keeps all of them in one file.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -39,6 +40,8 @@ pub struct Recipe {
     texts: Vec<(&'static str, &'static str)>,
     folders: Vec<Item>,
     links: Vec<(PathBuf, PathBuf)>,
+    /// Without the folders and accounts that the others have.
+    is_bare: bool,
     pub digest: String,
 }
 
@@ -47,6 +50,16 @@ pub fn tiny() -> Result<Recipe> {
     let mut recipe = Recipe::new(TINY_IMAGE);
     recipe.busybox(&["sh"])?;
     recipe.finish("tiny")
+}
+
+/// One static program that copies files: no shell, no library, no account, no folder.
+pub fn scratch() -> Result<Recipe> {
+    let mut recipe = Recipe::new(SCRATCH_IMAGE);
+    let from = static_busybox()?;
+    // By this name it is nothing else.
+    recipe.files.push(Item { from, to: "cp".into() });
+    recipe.is_bare = true;
+    recipe.finish("scratch")
 }
 
 /// node, git, bash, busybox for the rest, and both agents.
@@ -107,16 +120,14 @@ impl Recipe {
             texts: Vec::new(),
             folders: Vec::new(),
             links: Vec::new(),
+            is_bare: false,
             digest: String::new(),
         }
     }
 
     /// The static busybox, and every applet of it as a link.
     fn busybox(&mut self, always: &[&str]) -> Result<()> {
-        let busybox = which("busybox").context("busybox is missing")?;
-        if !libraries(&busybox)?.is_empty() {
-            bail!("{} is not static: install busybox-static", busybox.display());
-        }
+        let busybox = static_busybox()?;
         let applets = steps::text(Command::new(&busybox).arg("--list"))?;
         self.files.push(Item { from: busybox, to: "bin/busybox".into() });
         for applet in applets.lines().filter(|applet| always.contains(applet) || !["sh", "bash", "busybox"].contains(applet)) {
@@ -156,7 +167,7 @@ impl Recipe {
         for (at, to) in &self.links {
             hash.update(format!("{} -> {}\n", at.display(), to.display()));
         }
-        self.digest = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.digest = hex::encode(&hash.finalize()[..8]);
         Ok(self)
     }
 
@@ -176,6 +187,9 @@ impl Recipe {
     }
 
     fn write(&self, tar: &mut Builder<impl std::io::Write>) -> Result<()> {
+        if self.is_bare {
+            return self.write_items(tar);
+        }
         for (folder, mode) in [("tmp", 0o1777), ("var/tmp", 0o1777), ("workspace", 0o777), ("root", 0o700), ("home/agent", 0o777)]
         {
             append(tar, EntryType::Directory, Path::new(folder), mode, &[])?;
@@ -209,6 +223,14 @@ impl Recipe {
         }
         Ok(())
     }
+}
+
+fn static_busybox() -> Result<PathBuf> {
+    let busybox = which("busybox").context("busybox is missing")?;
+    if !libraries(&busybox)?.is_empty() {
+        bail!("{} is not static: install busybox-static", busybox.display());
+    }
+    Ok(busybox)
 }
 
 /// Shared libraries and loader of a program, as this machine's loader resolves them; empty for a static one.

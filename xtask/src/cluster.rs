@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use self::image::{CKRV_IMAGE, Images};
 use self::install::Programs;
 use self::layout::Layout;
-use crate::agent_image::{AGENTS_IMAGE, TINY_IMAGE};
+use crate::agent_image::{AGENTS_IMAGE, SCRATCH_IMAGE, TINY_IMAGE};
 use crate::packages::{self, Agents};
 use crate::steps::{self, Steps, say};
 use crate::workspace::{self, Cache};
@@ -28,7 +28,13 @@ mod pki;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A cluster of the user's own. What is in its node's containerd is the user's to say.
 const OWN: &str = "CKRV_TEST_KUBECONFIG";
-const OWN_TOO: [&str; 4] = ["CKRV_TEST_KUBE_IMAGE", "CKRV_TEST_KUBE_AGENTS", "CKRV_TEST_KUBE_TINY", "CKRV_TEST_KUBE_HOST_IP"];
+const OWN_TOO: [&str; 5] = [
+    "CKRV_TEST_KUBE_IMAGE",
+    "CKRV_TEST_KUBE_AGENTS",
+    "CKRV_TEST_KUBE_TINY",
+    "CKRV_TEST_KUBE_SCRATCH",
+    "CKRV_TEST_KUBE_HOST_IP",
+];
 
 /// The cluster that the tests use.
 #[derive(Debug)]
@@ -86,7 +92,8 @@ impl Cluster {
                 let layout = &cluster.layout;
                 command.env(OWN, layout.kubeconfig("admin")).env("CKRV_TEST_KUBE_HOST_IP", layout.host());
                 command.env("CKRV_TEST_KUBE_IMAGE", CKRV_IMAGE).env("CKRV_TEST_KUBE_AGENTS", AGENTS_IMAGE);
-                command.env("CKRV_TEST_KUBE_TINY", TINY_IMAGE).env("CKRV_TEST_KUBE_NODE", layout.node_name());
+                command.env("CKRV_TEST_KUBE_TINY", TINY_IMAGE).env("CKRV_TEST_KUBE_SCRATCH", SCRATCH_IMAGE);
+                command.env("CKRV_TEST_KUBE_NODE", layout.node_name());
                 command.env("CKRV_TEST_KUBE_FOLDER", layout.folder()).env("CKRV_TEST_KUBE_NETNS", layout.name());
                 &layout.programs
             }

@@ -44,6 +44,7 @@ impl Images {
     pub fn import_all(&self, agents: &Agents) -> Result<()> {
         self.import_pause()?;
         self.import(&agent_image::tiny()?)?;
+        self.import(&agent_image::scratch()?)?;
         self.import(&agent_image::agents(agents)?)
     }
 
@@ -182,7 +183,7 @@ fn blob(digest: &str) -> PathBuf {
 }
 
 fn digest(hash: Sha256) -> String {
-    hash.finalize().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    format!("sha256:{}", hex::encode(hash.finalize()))
 }
 
 fn header(size: u64) -> Header {
