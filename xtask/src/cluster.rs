@@ -28,13 +28,8 @@ mod pki;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A cluster of the user's own. What is in its node's containerd is the user's to say.
 const OWN: &str = "CKRV_TEST_KUBECONFIG";
-const OWN_TOO: [&str; 5] = [
-    "CKRV_TEST_KUBE_IMAGE",
-    "CKRV_TEST_KUBE_AGENTS",
-    "CKRV_TEST_KUBE_TINY",
-    "CKRV_TEST_KUBE_SCRATCH",
-    "CKRV_TEST_KUBE_HOST_IP",
-];
+const OWN_TOO: [&str; 5] =
+    ["CKRV_TEST_KUBE_IMAGE", "CKRV_TEST_KUBE_AGENTS", "CKRV_TEST_KUBE_TINY", "CKRV_TEST_KUBE_SCRATCH", "CKRV_TEST_KUBE_HOST_IP"];
 
 /// The cluster that the tests use.
 #[derive(Debug)]
