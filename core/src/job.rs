@@ -247,6 +247,27 @@ pub struct Artifact {
     pub sha256: String,
 }
 
+/// What an attempt's agent had changed while it was at work, in the blob store: from there the next attempt goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Of the attempt that made it.
+    pub fence: Fence,
+    pub attempt: u32,
+    /// Counts within the attempt, from 1.
+    pub number: u32,
+    pub at: Timestamp,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Checkpoint {
+    /// Its key in the blob store. One that has been replaced is deleted, so keys are never used twice.
+    #[must_use]
+    pub fn key(&self, job: JobId) -> String {
+        format!("jobs/{job}/checkpoints/{}-{}", self.fence, self.number)
+    }
+}
+
 /// What the job runner found out on its way; each is set once and kept over later attempts only if it is set again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -315,6 +336,9 @@ pub struct JobRecord {
     /// What the job costs beyond the included ones, in millionths of a US dollar; 0: it is an included one.
     #[serde(default)]
     pub charge_micro_usd: u64,
+    /// The newest one of any attempt. Of a job that has ended its content is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
     /// Set by the end of a job whose owner asked to be told; removed when they were told, or when it was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,

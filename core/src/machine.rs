@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::id::{ClaimId, Fence};
-use crate::job::{Artifact, Facts, JobEvent, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
+use crate::job::{Artifact, Checkpoint, Facts, JobEvent, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
 use crate::log::Cursor;
 pub use crate::verb::{Change, EndReason, Evidence, Finish, Refusal, Verb};
 
@@ -32,6 +32,7 @@ pub fn apply(job: &JobRecord, verb: &Verb, now: Timestamp) -> Result<Change, Ref
             Ok(Change { job: next, event: None, refund: false })
         }
         Verb::Advance { claim, fence, to, facts } => apply_advance(job, *claim, *fence, *to, facts, now),
+        Verb::Checkpoint { claim, fence, checkpoint } => apply_checkpoint(job, *claim, *fence, checkpoint),
         Verb::Reap { fence, evidence, not_before, note } => {
             seen(job, *fence)?;
             lease_is_over(job, *evidence, now)?;
@@ -123,6 +124,25 @@ fn apply_advance(
     next.state = to;
     next.facts = facts.clone();
     Ok(stepped(next, now, "advance", None))
+}
+
+fn apply_checkpoint(job: &JobRecord, claim: ClaimId, fence: Fence, checkpoint: &Checkpoint) -> Result<Change, Refusal> {
+    held_by(job, claim, fence)?;
+    if checkpoint.fence != fence {
+        return Err(Refusal::LostLease);
+    }
+    if job.cancel_at.is_some() {
+        return Err(Refusal::CancelRequested);
+    }
+    let number = |checkpoint: &Checkpoint| (checkpoint.fence, checkpoint.number);
+    // Told twice because the first answer was lost, or overtaken by a newer one.
+    if job.checkpoint.as_ref().is_some_and(|known| number(known) >= number(checkpoint)) {
+        return Ok(Change { job: job.clone(), event: None, refund: false });
+    }
+    let mut next = job.clone();
+    next.checkpoint = Some(checkpoint.clone());
+    next.version += 1;
+    Ok(Change { job: next, event: None, refund: false })
 }
 
 fn requeue(job: &JobRecord, not_before: Timestamp, note: &str, now: Timestamp, verb: &str) -> Result<Change, Refusal> {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClaimId, Fence};
-use crate::job::{Artifact, Facts, JobEvent, JobRecord, Outcome, State};
+use crate::job::{Artifact, Checkpoint, Facts, JobEvent, JobRecord, Outcome, State};
 use crate::log::Cursor;
 
 /// How somebody knows that an attempt's worker is no more.
@@ -59,6 +59,12 @@ pub enum Verb {
         to: State,
         facts: Facts,
     },
+    /// Name what the next attempt would go on from: the content is in the blob store already.
+    Checkpoint {
+        claim: ClaimId,
+        fence: Fence,
+        checkpoint: Checkpoint,
+    },
     /// Put a job whose worker is no more back into the queue.
     Reap {
         fence: Fence,
@@ -102,6 +108,7 @@ impl Verb {
             Self::Claim { .. } => "claim",
             Self::Beat { .. } => "beat",
             Self::Advance { .. } => "advance",
+            Self::Checkpoint { .. } => "checkpoint",
             Self::Reap { .. } => "reap",
             Self::Release { .. } => "release",
             Self::End { .. } => "end",
@@ -146,7 +153,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     pub job: JobRecord,
-    /// `None`: nothing worth telling happened (a beat).
+    /// `None`: nothing worth telling happened (a beat, a checkpoint).
     pub event: Option<JobEvent>,
     /// The quota unit is given back in the same write.
     pub refund: bool,

@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use ckrv_core::id::{ClaimId, Fence};
-use ckrv_core::job::{Artifact, Facts, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
+use ckrv_core::job::{Artifact, Checkpoint, Facts, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
 use ckrv_core::log::Cursor;
 use ckrv_core::machine::{CLOCK_SKEW, Change, EndReason, Evidence, Finish, MAX_ATTEMPTS, Refusal, UNCLAIMED_LIMIT, Verb, apply};
 use jiff::Timestamp;
@@ -56,6 +56,7 @@ enum Step {
         has_room: bool,
     },
     Beat,
+    Checkpoint(u32),
     Advance(State),
     /// To the phase that comes next on the way to success.
     Next,
@@ -73,6 +74,7 @@ fn a_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..6_u32, prop::bool::weighted(0.9)).prop_map(|(number, has_room)| Step::Claim { number, has_room }),
         2 => Just(Step::Beat),
+        2 => (1..4_u32).prop_map(Step::Checkpoint),
         4 => select(State::ALL.to_vec()).prop_map(Step::Advance),
         8 => Just(Step::Next),
         2 => (evidence(), 0..100_i64).prop_map(|(evidence, wait)| Step::Reap(evidence, wait)),
@@ -141,6 +143,7 @@ fn verb_of(step: &Step, who: Who, job: &JobRecord, now: i64) -> Verb {
             Verb::Claim { claim: claim_id(number), worker: "w".to_owned(), until: at(now + 60), has_room }
         }
         Step::Beat => Verb::Beat { claim, fence, until: at(now + 60) },
+        Step::Checkpoint(number) => Verb::Checkpoint { claim, fence, checkpoint: checkpoint(fence, number) },
         Step::Advance(to) => {
             Verb::Advance { claim, fence, to, facts: Facts { base_sha: Some("b".to_owned()), ..Facts::default() } }
         }
@@ -171,11 +174,16 @@ fn verb_of(step: &Step, who: Who, job: &JobRecord, now: i64) -> Verb {
     }
 }
 
+fn checkpoint(fence: Fence, number: u32) -> Checkpoint {
+    Checkpoint { fence, attempt: 1, number, at: at(0), bytes: 1, sha256: "s".to_owned() }
+}
+
 /// The claim and fence that a verb needs to hold the lease with.
 fn credentials(verb: &Verb) -> Option<(ClaimId, Fence)> {
     match verb {
         Verb::Beat { claim, fence, .. }
         | Verb::Advance { claim, fence, .. }
+        | Verb::Checkpoint { claim, fence, .. }
         | Verb::Release { claim, fence, .. }
         | Verb::Finish { claim, fence, .. } => Some((*claim, *fence)),
         _ => None,
@@ -233,7 +241,7 @@ fn check(before: &JobRecord, verb: &Verb, now: Timestamp, answer: &Result<Change
         assert_eq!((event.version, event.state, event.fence, event.at), (after.version, after.state, after.fence, now));
         assert_eq!(event.verb, verb.name());
     } else {
-        assert!(matches!(verb, Verb::Beat { .. }), "only a beat is not worth telling");
+        assert!(matches!(verb, Verb::Beat { .. } | Verb::Checkpoint { .. }), "only these are not worth telling");
     }
 }
 
@@ -257,6 +265,13 @@ fn check_fixed(before: &JobRecord, after: &JobRecord, verb: &Verb) {
     }
     assert_eq!(after.attempt, before.attempt + u32::from(claimed));
     assert_eq!(before.notice, None, "there is nothing to tell before the end");
+    if let Verb::Checkpoint { checkpoint, .. } = verb {
+        let place = |checkpoint: &Checkpoint| (checkpoint.fence, checkpoint.number);
+        assert!(before.checkpoint.as_ref().is_none_or(|old| place(old) < place(checkpoint)), "the newest one stays");
+        assert_eq!(*after, JobRecord { checkpoint: Some(checkpoint.clone()), version: after.version, ..before.clone() });
+    } else {
+        assert_eq!(after.checkpoint, before.checkpoint, "another attempt goes on from it");
+    }
 }
 
 fn check_lease(before: &JobRecord, after: &JobRecord, verb: &Verb, now: Timestamp) {
@@ -367,7 +382,7 @@ proptest! {
     fn an_answer_that_was_lost_is_given_again(job in any_record(), step in a_step(), now in a_moment()) {
         let verb = verb_of(&step, Who::Holder, &job, now);
         // A repeated beat is one more beat, and a repeated reap, release, end or note of a delivery is refused.
-        if matches!(verb, Verb::Claim { .. } | Verb::Advance { .. } | Verb::Finish { .. })
+        if matches!(verb, Verb::Claim { .. } | Verb::Advance { .. } | Verb::Checkpoint { .. } | Verb::Finish { .. })
             && let Ok(first) = apply(&job, &verb, at(now)) {
             let again = apply(&first.job, &verb, at(now + 1)).unwrap();
             prop_assert_eq!(&again.job, &first.job);

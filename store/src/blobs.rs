@@ -30,6 +30,8 @@ pub trait Blobs: Send + Sync {
     async fn get(&self, key: &str) -> Result<Option<Bytes>, StoreError>;
     /// A part of a blob, by bytes. What is read has no checksum of its own: the content has to bring one.
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError>;
+    /// Deletes one blob; nothing there is success.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
     /// Deletes everything under `prefix/`; nothing there is success.
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError>;
     /// A URL that anybody may read this blob by for `valid`, at most 15 minutes; `None` where the backend has no such thing.

@@ -107,6 +107,18 @@ impl FileBlobs {
         }
     }
 
+    fn delete_file(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        let failed = |error| StoreError::backend(format!("deleting the blob {key}"), error);
+        match std::fs::remove_file(&path) {
+            Ok(()) => sync_folders(path.parent().unwrap_or(&self.root), &self.root).map_err(failed),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(()),
+            // A folder is no blob.
+            Err(_) if path.is_dir() => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     fn delete_folder(&self, prefix: &str) -> Result<(), StoreError> {
         let path = self.path(prefix)?;
         let failed = |error| StoreError::backend(format!("deleting the blobs under {prefix}/"), error);
@@ -145,6 +157,11 @@ impl Blobs for FileBlobs {
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Option<Bytes>, StoreError> {
         let key = key.to_owned();
         self.run(move |this| this.get_part(&key, range)).await?
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let key = key.to_owned();
+        self.run(move |this| this.delete_file(&key)).await?
     }
 
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError> {

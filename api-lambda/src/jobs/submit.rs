@@ -58,6 +58,7 @@ pub(crate) async fn submit(
         expires_at: None,
         quota_month: quota.month.clone(),
         charge_micro_usd: 0,
+        checkpoint: None,
         notice: None,
         trace: crate::middleware::current_trace(),
     };

@@ -59,6 +59,7 @@ pub fn queued(number: u32, created: i64) -> JobRecord {
         expires_at: None,
         quota_month: "2027-01".to_owned(),
         charge_micro_usd: 0,
+        checkpoint: None,
         notice: None,
         trace: None,
     }

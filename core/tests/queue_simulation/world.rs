@@ -132,6 +132,7 @@ impl World {
             }
             Verb::Beat { claim, fence, .. }
             | Verb::Advance { claim, fence, .. }
+            | Verb::Checkpoint { claim, fence, .. }
             | Verb::Release { claim, fence, .. }
             | Verb::Finish { claim, fence, .. } => {
                 assert_eq!(truth.holder, Some((*claim, *fence)), "{} by somebody who is not the newest holder", verb.name());

@@ -71,7 +71,7 @@ impl S3Blobs {
             .key(key)
             .if_none_match("*")
             .checksum_sha256(BASE64.encode(sha256))
-            .metadata(SHA256, hex(sha256))
+            .metadata(SHA256, hex::encode(sha256))
             .content_type("application/octet-stream")
             .body(ByteStream::from(content.clone()))
             .customize()
@@ -108,7 +108,7 @@ impl S3Blobs {
         let broken = |error| Ok(StoreError::backend(format!("reading the blob {key}"), chain(&error)));
         let content = found.body.collect().await.map_err(broken)?.into_bytes();
         let sha256 = sha256(&content).await.map_err(Err)?;
-        if hex(&sha256) != expected {
+        if hex::encode(sha256) != expected {
             let reason = "its SHA-256 is not the one that it was stored with".to_owned();
             return Err(Err(StoreError::Unreadable { name: format!("blob {key}"), reason }));
         }
@@ -134,7 +134,7 @@ impl S3Blobs {
         }
     }
 
-    async fn delete(&self, objects: Vec<Object>) -> Result<(), StoreError> {
+    async fn delete_objects(&self, objects: Vec<Object>) -> Result<(), StoreError> {
         let context = || "deleting blobs".to_owned();
         let named = objects.into_iter().filter_map(|object| object.key);
         let objects = named.map(|key| ObjectIdentifier::builder().key(key).build()).collect::<Result<Vec<_>, _>>();
@@ -175,7 +175,7 @@ impl Blobs for S3Blobs {
                 Put::Again(error) => last = Some(error),
                 // Our own write, where its answer was lost; or another attempt's.
                 Put::Exists => match self.stored_sha256(key).await? {
-                    Some(stored) if stored == hex(&sha256) => return Ok(()),
+                    Some(stored) if stored == hex::encode(sha256) => return Ok(()),
                     Some(_) => return Err(PutBlobError::Conflict(key.to_owned())),
                     // Deleted in between.
                     None => {}
@@ -222,6 +222,12 @@ impl Blobs for S3Blobs {
         Err(last.unwrap_or_else(|| StoreError::backend(context(), "its body broke off each time")))
     }
 
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        check_key(key)?;
+        let answer = self.client.delete_object().bucket(&self.bucket).key(key).send().await;
+        answer.map(drop).map_err(|error| failure(format!("deleting the blob {key}"), &error))
+    }
+
     async fn delete_prefix(&self, prefix: &str) -> Result<(), StoreError> {
         let prefix = prefix.trim_end_matches('/');
         check_key(prefix)?;
@@ -230,7 +236,7 @@ impl Blobs for S3Blobs {
         // A page is at most what one deletion takes: 1000 keys.
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| failure(format!("listing the blobs under {prefix}/"), &error))?;
-            self.delete(page.contents.unwrap_or_default()).await?;
+            self.delete_objects(page.contents.unwrap_or_default()).await?;
         }
         Ok(())
     }
@@ -278,8 +284,4 @@ async fn sha256(content: &Bytes) -> Result<[u8; 32], StoreError> {
     let content = content.clone();
     let hashed = tokio::task::spawn_blocking(move || Sha256::digest(&content).into()).await;
     hashed.map_err(|error| StoreError::backend("hashing a blob", error))
-}
-
-fn hex(sha256: &[u8; 32]) -> String {
-    sha256.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -57,6 +57,19 @@ pub async fn one_of_many_writers_decides_a_blob(stores: &Stores) {
     assert!(told.iter().all(|content| *content == stored));
 }
 
+pub async fn one_blob_is_deleted_and_nothing_beside(stores: &Stores) {
+    for key in ["jobs/1/checkpoints/1-1", "jobs/1/checkpoints/1-10", "jobs/1/spec"] {
+        stores.blobs.put(key, Bytes::from_static(b"x")).await.unwrap();
+    }
+    for key in ["jobs/1/checkpoints/1-1", "jobs/1/checkpoints/1-1", "jobs/1/checkpoints", "nothing/here"] {
+        stores.blobs.delete(key).await.unwrap();
+    }
+    for (key, there) in [("jobs/1/checkpoints/1-1", false), ("jobs/1/checkpoints/1-10", true), ("jobs/1/spec", true)] {
+        assert_eq!(stores.blobs.get(key).await.unwrap().is_some(), there, "{key}");
+    }
+    assert!(stores.blobs.delete("../jobs").await.is_err());
+}
+
 pub async fn a_prefix_is_deleted_with_all_below_and_nothing_beside(stores: &Stores) {
     for key in ["jobs/1/1/diff", "jobs/1/2/diff", "jobs/1/spec", "jobs/10/spec", "jobs/2/spec"] {
         stores.blobs.put(key, Bytes::from_static(b"x")).await.unwrap();

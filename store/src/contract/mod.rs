@@ -60,6 +60,7 @@ macro_rules! contract_tests {
                 workers_are_listed_once_each_while_they_were_seen_lately;
             blobs: a_blob_is_read_back, a_part_of_a_blob_is_read, the_same_content_again_is_success, other_content_is_a_conflict_and_changes_nothing,
                 one_of_many_writers_decides_a_blob, a_prefix_is_deleted_with_all_below_and_nothing_beside,
+                one_blob_is_deleted_and_nothing_beside,
                 a_key_that_leaves_the_store_is_refused;
             create: a_new_job_can_be_read_at_once, the_same_key_and_body_give_the_same_job_even_at_full_quota,
                 the_same_key_with_another_body_is_refused, keys_of_users_do_not_mix, one_of_many_equal_requests_makes_the_job,
@@ -80,7 +81,7 @@ macro_rules! contract_tests {
                 infrastructure_faults_give_the_quota_back, a_job_cancelled_while_queued_gives_the_quota_back,
                 a_running_job_that_is_cancelled_is_told_and_keeps_its_count, a_deadline_ends_a_job_under_a_lease,
                 a_job_that_nobody_claims_ends_after_a_day, a_refund_never_goes_below_zero, one_of_many_ends_wins,
-                every_step_is_an_event;
+                every_step_is_an_event, the_newest_checkpoint_of_a_holder_is_kept_for_the_next_attempt;
             seals: a_value_is_opened_where_it_was_sealed, another_owner_kind_or_name_opens_nothing, parts_can_not_be_shifted_between_fields,
                 a_changed_value_is_not_opened, equal_values_are_sealed_differently;
             usage: a_job_beyond_the_included_ones_is_in_the_ledger, racing_creates_charge_exactly_what_is_beyond,
@@ -165,6 +166,7 @@ pub(crate) fn record(owner: UserId, created: i64) -> JobRecord {
         expires_at: None,
         quota_month: MONTH.to_owned(),
         charge_micro_usd: 0,
+        checkpoint: None,
         notice: None,
         trace: None,
     }

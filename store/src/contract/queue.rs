@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ckrv_core::id::Fence;
-use ckrv_core::job::{Facts, JobRecord, OutcomeClass, State};
+use ckrv_core::job::{Checkpoint, Facts, JobRecord, OutcomeClass, State};
 use ckrv_core::log::Cursor;
 use ckrv_core::machine::{EndReason, Evidence, Refusal, Verb};
 use tokio::task::JoinSet;
@@ -307,4 +307,32 @@ pub async fn every_step_is_an_event(stores: &Stores) {
     let expected = [("create", State::Queued, at(0)), ("claim", State::Preparing, at(1)), ("finish", State::Failed, at(3))];
     assert_eq!(told, expected, "a beat is not worth telling");
     assert!(events.is_sorted_by(|one, next| one.version < next.version));
+}
+
+pub async fn the_newest_checkpoint_of_a_holder_is_kept_for_the_next_attempt(stores: &Stores) {
+    let job = make(stores, new_user(), 0).await;
+    let (job, first) = claim(stores, &job, 1).await;
+    let of = |fence, number| Checkpoint { fence, attempt: fence.0, number, at: at(2), bytes: 10, sha256: "5".repeat(64) };
+    let naming = |claim, fence, number| Verb::Checkpoint { claim, fence, checkpoint: of(fence, number) };
+    let old = job.fence;
+    for number in [1, 2, 2, 1] {
+        stores.jobs.apply(job.id, &naming(first, old, number), at(3)).await.unwrap();
+    }
+    stores.jobs.apply(job.id, &Verb::Beat { claim: first, fence: old, until: at(70) }, at(4)).await.unwrap();
+    let kept = async || stores.jobs.job(job.id).await.unwrap().unwrap();
+    assert_eq!(kept().await.checkpoint, Some(of(old, 2)), "also after a beat");
+    let steps = stores.jobs.events(job.id).await.unwrap().len();
+    assert_eq!(steps, 2, "create and claim: a checkpoint is no event");
+
+    stores.jobs.apply(job.id, &reap(old, Evidence::Gone), at(5)).await.unwrap();
+    assert_eq!(refusal(stores.jobs.apply(job.id, &naming(first, old, 3), at(6)).await), Refusal::LostLease);
+    let (job, second) = claim(stores, &job, 7).await;
+    assert_eq!(job.checkpoint, Some(of(old, 2)), "the next attempt goes on from it");
+    let before = bytes_of(&*stores.jobs, job.id).await;
+    assert_eq!(refusal(stores.jobs.apply(job.id, &naming(first, old, 3), at(8)).await), Refusal::LostLease);
+    let foreign = Verb::Checkpoint { claim: second, fence: job.fence, checkpoint: of(old, 9) };
+    assert_eq!(refusal(stores.jobs.apply(job.id, &foreign, at(8)).await), Refusal::LostLease);
+    assert_eq!(bytes_of(&*stores.jobs, job.id).await, before, "what is refused changes nothing");
+    stores.jobs.apply(job.id, &naming(second, job.fence, 1), at(9)).await.unwrap();
+    assert_eq!(kept().await.checkpoint, Some(of(job.fence, 1)), "an attempt's first is newer than an older one's last");
 }
