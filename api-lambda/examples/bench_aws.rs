@@ -86,7 +86,7 @@ async fn api(aws: &Aws, stores: &Stores, owner: UserId) {
     // An ended job: of one that waits its place in the queue is looked up too, in sixteen shards.
     let job = make(stores, owner).await;
     stores.jobs.apply(job.id, &Verb::Cancel, Timestamp::now()).await.unwrap();
-    let sha256: String = Sha256::digest(TOKEN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = hex::encode(Sha256::digest(TOKEN.as_bytes()));
     let now = Timestamp::now();
     let expires_at = now + SignedDuration::from_hours(1);
     let family = RefreshFamily {

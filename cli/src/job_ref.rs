@@ -138,7 +138,7 @@ fn distance(a: &[char], b: &[char]) -> usize {
 }
 
 fn last_file(client: &Client, settings: &Settings) -> PathBuf {
-    let name: String = Sha256::digest(client.service().as_str()).iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    let name: String = hex::encode(&Sha256::digest(client.service().as_str())[..12]);
     settings.env.state_dir.join("last").join(name)
 }
 

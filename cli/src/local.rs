@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::Env;
 use crate::engine::server_config::ServerConfig;
-use crate::engine::{Engine, EngineOptions, Role, keys};
+use crate::engine::{Engine, EngineOptions, Role};
 use crate::error::CliError;
 
 /// What the engine is started with.
@@ -68,9 +68,9 @@ fn keys_of_agents(env: &Env) -> BTreeMap<String, SecretString> {
 async fn mint(engine: &Engine, owner: UserId) -> Result<SecretString, CliError> {
     let mut bytes = zeroize::Zeroizing::new([0_u8; 32]);
     rand::rng().fill_bytes(bytes.as_mut_slice());
-    let token = SecretString::from(format!("{}{}", ckrv_api::ACCESS_PREFIX, keys::hex(bytes.as_slice())));
+    let token = SecretString::from(format!("{}{}", ckrv_api::ACCESS_PREFIX, hex::encode(bytes.as_slice())));
     let stored = AccessToken {
-        sha256: keys::hex(&Sha256::digest(token.expose_secret().as_bytes())),
+        sha256: hex::encode(Sha256::digest(token.expose_secret().as_bytes())),
         user: owner,
         family: "local".to_owned(),
         expires_at: ckrv_orchestrator::clock::now() + SignedDuration::from_hours(24 * 7),

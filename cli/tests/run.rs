@@ -122,7 +122,7 @@ fn a_repository_cannot_choose_the_service() {
 /// A service with one finished job, whose diff is `sent` although its checksum is `listed`'s.
 fn finished(machine: &Machine, sent: Vec<u8>, listed: &[u8]) -> Stub {
     let base = machine.git("project", &["rev-parse", "origin/main"]);
-    let sha256: String = Sha256::digest(listed).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256: String = hex::encode(Sha256::digest(listed));
     Stub::start(move |seen, _| {
         if seen.path.ends_with("/artifacts/diff") {
             return axum::response::IntoResponse::into_response(sent.clone());

@@ -72,7 +72,7 @@ async fn get(url: &str) -> (u16, String) {
 }
 
 fn hex(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(content))
 }
 
 #[tokio::test]

@@ -70,13 +70,12 @@ async fn take(State(received): State<Received>, headers: HeaderMap, body: Bytes)
 }
 
 fn read_span(bytes: &[u8]) -> Span {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut span = Span::default();
     for (number, field) in fields(bytes) {
         match (number, field) {
-            (1, Field::Bytes(bytes)) => span.trace = hex(bytes),
-            (2, Field::Bytes(bytes)) => span.id = hex(bytes),
-            (4, Field::Bytes(bytes)) => span.parent = hex(bytes),
+            (1, Field::Bytes(bytes)) => span.trace = hex::encode(bytes),
+            (2, Field::Bytes(bytes)) => span.id = hex::encode(bytes),
+            (4, Field::Bytes(bytes)) => span.parent = hex::encode(bytes),
             (5, Field::Bytes(bytes)) => span.name = String::from_utf8_lossy(bytes).into_owned(),
             (6, Field::Number(number)) => span.kind = number,
             _ => {}

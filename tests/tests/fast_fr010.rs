@@ -125,7 +125,7 @@ impl Machine {
 
 /// How a text could look on its way: also at each of base64's three alignments, without the characters that its neighbours decide.
 fn forms(mark: &str) -> Vec<String> {
-    let mut forms = vec![mark.to_owned(), mark.bytes().map(|byte| format!("{byte:02x}")).collect()];
+    let mut forms = vec![mark.to_owned(), hex::encode(mark)];
     for shift in 0..3 {
         let coded = STANDARD.encode(format!("{}{mark}", &"   "[..shift]));
         let coded = coded.trim_end_matches('=');

@@ -66,7 +66,7 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> String {
     let pad = |byte: u8| (0..64).map(|at| key.get(at).unwrap_or(&0) ^ byte).collect::<Vec<u8>>();
     let inner = Sha256::digest([pad(0x36), message.to_vec()].concat());
     let outer = Sha256::digest([pad(0x5c), inner.to_vec()].concat());
-    outer.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(outer)
 }
 
 fn verified(secret: &str, (signature, body): &(String, Vec<u8>)) -> Result<Value> {

@@ -173,7 +173,7 @@ fn package(arch: Arch, program: &Path) -> Result<PathBuf> {
     let path = folder.join(&name);
     write_zip(&path, &std::fs::read(program)?)?;
     let bytes = std::fs::read(&path)?;
-    let sum = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let sum = hex::encode(Sha256::digest(&bytes));
     std::fs::write(folder.join(format!("{name}.sha256")), format!("{sum}  {name}\n"))?;
     let mega = |bytes: u64| format!("{}.{:02} MB", bytes / 1_000_000, bytes % 1_000_000 / 10_000);
     let (zipped, plain) = (bytes.len() as u64, std::fs::metadata(program)?.len());

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -181,11 +180,7 @@ fn sums(folder: &Path) -> Result<BTreeMap<String, String>> {
         .iter()
         .map(|(_, file)| {
             let bytes = std::fs::read(folder.join(file)).with_context(|| format!("can't read {file} in {}", folder.display()))?;
-            let hex = Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-                let _ = write!(hex, "{byte:02x}");
-                hex
-            });
-            Ok(((*file).to_owned(), hex))
+            Ok(((*file).to_owned(), hex::encode(Sha256::digest(bytes))))
         })
         .collect()
 }

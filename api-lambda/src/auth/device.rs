@@ -51,7 +51,7 @@ pub(crate) async fn start_device_login(
 }
 
 pub(crate) fn user_code_hmac(state: &ApiState, code: &str) -> String {
-    keys::hex(&keys::keyed(&state.config.hmac_key, "user-code", &keys::normal_code(code)))
+    hex::encode(keys::keyed(&state.config.hmac_key, "user-code", &keys::normal_code(code)))
 }
 
 /// Asks whether a login on a device was confirmed, and fetches its tokens, once.

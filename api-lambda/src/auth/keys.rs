@@ -1,6 +1,5 @@
 //! Hashes, keyed hashes and random values of the login.
 
-use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -15,7 +14,7 @@ const LETTERS: &[u8] = b"BCDFGHJKLMNPQRSTVWXZ";
 const DIGITS: &[u8] = b"23456789";
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }
 
 pub(crate) fn sha256_base64(bytes: &[u8]) -> String {
@@ -30,13 +29,6 @@ pub(crate) fn keyed(key: &SecretString, purpose: &str, value: &str) -> [u8; 32] 
     mac.update(&[0]);
     mac.update(value.as_bytes());
     mac.finalize().into_bytes().into()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 pub(crate) fn token_text(bytes: &[u8]) -> String {

@@ -249,7 +249,7 @@ pub fn request(method: &str, path: &str, token: &str, body: Option<Value>) -> Re
 
 pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(sha2::Sha256::digest(bytes))
 }
 
 pub fn keys(value: &Value) -> Vec<&str> {

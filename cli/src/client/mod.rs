@@ -110,7 +110,7 @@ impl Client {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256: String = hex::encode(Sha256::digest(&bytes));
         if !sha256.eq_ignore_ascii_case(&listed.sha256) {
             return Err(CliError::other(
                 "damaged",

@@ -20,7 +20,7 @@ pub fn load(path: &Path) -> Result<SecretString, CliError> {
         Ok(mut file) => {
             let mut bytes = zeroize::Zeroizing::new([0_u8; 32]);
             rand::rng().fill_bytes(bytes.as_mut_slice());
-            file.write_all(hex(bytes.as_slice()).as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+            file.write_all(hex::encode(bytes.as_slice()).as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(failed(error)),
@@ -45,10 +45,6 @@ pub fn derive(key: &SecretString, purpose: &str) -> SecretString {
     hash.update(purpose.as_bytes());
     hash.update(b"|");
     hash.update(key.expose_secret().as_bytes());
-    SecretString::from(hex(&hash.finalize()))
+    SecretString::from(hex::encode(hash.finalize()))
 }
 
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}

@@ -370,7 +370,7 @@ fn socket_folder(data: &Path) -> Result<PathBuf, CliError> {
     let failed = |error| CliError::io("can't make a folder for the gateway's socket", error);
     let data = data.canonicalize().map_err(failed)?;
     let owner = std::fs::metadata(&data).map_err(failed)?.uid();
-    let name = keys::hex(&sha2::Sha256::digest(data.as_os_str().as_encoded_bytes())[..8]);
+    let name = hex::encode(&sha2::Sha256::digest(data.as_os_str().as_encoded_bytes())[..8]);
     let folder = std::env::temp_dir().join(format!("ckrv-{owner}-{name}"));
     match std::fs::DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => {}

@@ -50,7 +50,7 @@ pub struct Cabinet {
 impl Cabinet {
     #[must_use]
     pub fn new(config_dir: &Path, state_dir: &Path, service: &str, keyring: bool) -> Self {
-        let name: String = Sha256::digest(service.as_bytes()).iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+        let name: String = hex::encode(&Sha256::digest(service.as_bytes())[..12]);
         Self {
             service: service.to_owned(),
             slip: config_dir.join("sessions").join(format!("{name}.json")),

@@ -180,7 +180,7 @@ pub fn send(
     let mut hashed = writer.finish()?;
     hashed.flush()?;
     let entries = entries - left_out.len() as u64;
-    Ok((Collected { entries, tar_bytes: hashed.bytes, tar_sha256: hex(&hashed.hash.finalize()) }, left_out))
+    Ok((Collected { entries, tar_bytes: hashed.bytes, tar_sha256: hex::encode(hashed.hash.finalize()) }, left_out))
 }
 
 /// One change's content.
@@ -266,15 +266,6 @@ impl<W: Write> Write for HashedWriter<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -46,7 +46,10 @@ impl Settings {
     pub fn read(variable: impl Fn(&str) -> Option<String>, since_1970: Duration) -> Result<Self, ShimError> {
         let wrong = |name: &str, what: &str| ShimError::Settings(format!("{name} must be set by the launcher: {what}"));
         let runner = variable(RUNNER).and_then(|text| text.parse().ok());
-        let certificate = variable(CERT).and_then(|text| unhex(&text));
+        let certificate = variable(CERT).and_then(|text| {
+            let mut certificate = Fingerprint::default();
+            hex::decode_to_slice(text, &mut certificate).ok().map(|()| certificate)
+        });
         let ticket = variable(TICKET).filter(|text| !text.is_empty());
         let seconds = |name: &str| match variable(name) {
             None => Ok(None),
@@ -61,17 +64,6 @@ impl Settings {
             timing: Timing::with_silence(Duration::from_secs(silence)),
         })
     }
-}
-
-fn unhex(text: &str) -> Option<Fingerprint> {
-    let mut bytes = Fingerprint::default();
-    if text.len() != bytes.len() * 2 || !text.is_ascii() {
-        return None;
-    }
-    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// # Errors

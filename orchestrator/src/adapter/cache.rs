@@ -82,7 +82,7 @@ fn name(engine: &Engine, digest: &[u8; 32]) -> String {
     let mut hash = Sha256::new();
     hash.update(digest);
     hash.update(settings.finish().to_le_bytes());
-    let hex: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = hex::encode(hash.finalize());
     format!("{hex}.compiled")
 }
 

@@ -109,7 +109,7 @@ impl AdapterHost {
         }
         let not_an_adapter = |error: wasmtime::Error| AdapterError::NotAnAdapter(escaped(&format!("{error:#}")));
         let pre = self.linker.instantiate_pre(&component).and_then(AgentAdapterPre::new).map_err(not_an_adapter)?;
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = hex::encode(digest);
         Ok(Adapter { pre, digest: digest.into(), config: Arc::default(), limits: self.limits })
     }
 

@@ -85,7 +85,7 @@ impl GatewayServer {
             LauncherChoice::Kubernetes(cluster) => GatewayAddress::in_pod(cluster.gateway_url.clone()),
             _ => GatewayAddress::Socket {
                 path: self.settings.socket.clone(),
-                token: SecretString::from(hex(&self.mac(job, fence, claim).finalize().into_bytes())),
+                token: SecretString::from(hex::encode(self.mac(job, fence, claim).finalize().into_bytes())),
             },
         }
     }
@@ -100,7 +100,7 @@ impl GatewayServer {
 
     /// Whether this is the token of that attempt.
     pub(super) fn has_token(&self, token: &str, job: JobId, fence: Fence, claim: ClaimId) -> bool {
-        unhex(token).is_some_and(|token| self.mac(job, fence, claim).verify_slice(&token).is_ok())
+        hex::decode(token).is_ok_and(|token| self.mac(job, fence, claim).verify_slice(&token).is_ok())
     }
 
     fn mac(&self, job: JobId, fence: Fence, claim: ClaimId) -> Hmac<Sha256> {
@@ -310,7 +310,7 @@ async fn artifact(
     }
     gateway.held(job, fence, claim).await?;
     let key = format!("jobs/{job}/{fence}/{name}");
-    let stored = Stored { key: key.clone(), sha256: hex(&Sha256::digest(&body)), bytes: body.len() as u64 };
+    let stored = Stored { key: key.clone(), sha256: hex::encode(Sha256::digest(&body)), bytes: body.len() as u64 };
     match gateway.stores.blobs.put(&key, body).await {
         Ok(()) => Ok(Json(stored)),
         Err(PutBlobError::Conflict(_)) => Err(Denied(Denial::ArtifactConflict)),
@@ -412,23 +412,8 @@ async fn finish(
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
-}
-
 /// SHA-256, hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex::encode(Sha256::digest(bytes))
 }

@@ -31,9 +31,9 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HELD_FOR: Duration = Duration::from_secs(30);
 /// A failed arrival keeps its place for this long, so that its address can't try as often as it likes.
 const PENALTY: Duration = Duration::from_millis(250);
-/// Connections that aren't let in yet, together and of one address.
-const HALF_OPEN: usize = 64;
+/// Connections that aren't let in yet: of one address, and of all addresses together from which no shim is awaited.
 const HALF_OPEN_EACH: usize = 8;
+const HALF_OPEN: usize = 64;
 /// Refusals that are logged in a minute: an agent's pod can cause them.
 const WARNINGS: u32 = 20;
 
@@ -62,7 +62,7 @@ impl Door {
     pub async fn open_with(listen: SocketAddr, timing: Timing) -> io::Result<Self> {
         let made = rcgen::generate_simple_self_signed(vec!["ckrv-job-runner".to_owned()]).map_err(io::Error::other)?;
         let certificate = made.cert.der().clone();
-        let fingerprint = hex(&ckrv_shim::fingerprint(&certificate));
+        let fingerprint = hex::encode(ckrv_shim::fingerprint(&certificate));
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -90,7 +90,7 @@ impl Door {
     /// Awaits one shim, and no other with its ticket.
     pub fn expect(&self) -> Guest {
         let random: [u8; 32] = rand::random();
-        let ticket = SecretString::from(hex(&random));
+        let ticket = SecretString::from(hex::encode(random));
         let (arrived, arrivals) = mpsc::channel(4);
         let (from, address) = watch::channel(None);
         let mut guests = self.desk.guests();
@@ -165,7 +165,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, desk: Arc<Desk>) {
         };
         while arrivals.try_join_next().is_some() {}
         let peer = peer.ip().to_canonical();
-        let (Ok(slot), Some(place)) = (Arc::clone(&slots).try_acquire_owned(), Place::take(&desk, peer)) else {
+        // Other jobs' agents can knock here too, with as many addresses as they have pods: what they take up is never a guest's.
+        let slot = if desk.awaits(peer) { Ok(None) } else { Arc::clone(&slots).try_acquire_owned().map(Some) };
+        let (Ok(slot), Some(place)) = (slot, Place::take(&desk, peer)) else {
             desk.warn(peer, &"too many connections at once");
             continue;
         };
@@ -183,6 +185,11 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, desk: Arc<Desk>) {
 impl Desk {
     fn guests(&self) -> MutexGuard<'_, HashMap<Digest, Expected>> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a shim is awaited from this address.
+    fn awaits(&self, peer: IpAddr) -> bool {
+        self.guests().values().any(|guest| !guest.arrived.is_closed() && *guest.from.borrow() == Some(peer))
     }
 
     async fn receive(&self, connection: TcpStream, peer: IpAddr, acceptor: &TlsAcceptor) -> io::Result<()> {
@@ -294,12 +301,4 @@ impl Drop for Place {
 
 fn digest(secret: &[u8]) -> Digest {
     Sha256::digest(secret).into()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

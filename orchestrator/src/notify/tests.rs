@@ -159,7 +159,7 @@ fn hmac_sha256(key: &[u8], message: &[u8]) -> String {
     let pad = |byte: u8| block.map(|b| b ^ byte).to_vec();
     let inner = Sha256::digest([pad(0x36), message.to_vec()].concat());
     let outer = Sha256::digest([pad(0x5c), inner.to_vec()].concat());
-    outer.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(outer)
 }
 
 fn check_signature(got: &Got, secret: &str) {

@@ -162,5 +162,5 @@ pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, StoreErro
 
 /// SHA-256 as hexadecimal text.
 pub(super) fn sha256_hex(content: impl AsRef<[u8]>) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(content))
 }

@@ -74,7 +74,7 @@ line'; printf d > ./-dash; mv bad* $(printf 'worse\376name'); echo hack > .git/c
 
 fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(sha2::Sha256::digest(bytes))
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ impl Target {
     pub fn new(route: Route) -> Self {
         let token = route.placeholder_env.as_ref().map(|_| {
             let random: [u8; 16] = rand::random();
-            random.iter().fold("ckrv-run-".to_owned(), |token, byte| format!("{token}{byte:02x}"))
+            format!("ckrv-run-{}", hex::encode(random))
         });
         Self { route, token }
     }

@@ -105,6 +105,6 @@ async fn receive(
         writer.write_all(&chunk[..n]).await.map_err(SessionError::Local)?;
     }
     writer.flush().await.map_err(SessionError::Local)?;
-    let hex = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex::encode(hash.finalize());
     Ok((total, hex))
 }
