@@ -9,6 +9,8 @@ pub(crate) mod fault;
 mod instance;
 mod launcher;
 pub(crate) mod pods;
+#[cfg(test)]
+pub(crate) mod stub;
 mod watching;
 
 use std::net::IpAddr;
