@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod agents;
 pub mod api;
+pub mod audit;
 pub mod aws;
 pub mod aws_records;
 pub mod bench;
@@ -18,7 +19,10 @@ pub mod git;
 pub mod git_http;
 pub mod http;
 pub mod kube;
+pub mod kube_break;
+pub mod kube_faults;
 pub mod kube_policy;
+pub mod kwok;
 pub mod lambda_front;
 pub mod lambda_runtime;
 pub mod leaks;
