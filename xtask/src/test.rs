@@ -103,7 +103,11 @@ pub fn run(args: &Args) -> Result<()> {
             let unpacked = tempfile::tempdir()?;
             let (mut front, mut beside) = (Vec::new(), Vec::new());
             if runs(Pass::First) {
-                beside.push(lanes::Part::new("tests of the cluster", files(&command, &needs_cluster)?, filter));
+                beside.push(lanes::Part::new(
+                    "tests of the cluster, and of what takes its time",
+                    files(&command, &waits)?,
+                    filter,
+                ));
                 front.push(lanes::Part::new("tests", rest(&command)?, filter));
                 front.push(lanes::Part::new("documentation tests", documentation(&command), filter));
             }
@@ -157,9 +161,9 @@ fn files(command: &Command, wanted: &dyn Fn(&str) -> bool) -> Result<Command> {
     Ok(files)
 }
 
-/// The first pass but for the cluster's files and the documentation.
+/// The first pass but for those that wait and the documentation.
 fn rest(command: &Command) -> Result<Command> {
-    let mut rest = files(command, &|target| !needs_cluster(target))?;
+    let mut rest = files(command, &|target| !waits(target))?;
     rest.args(["--lib", "--bins"]);
     Ok(rest)
 }
@@ -212,8 +216,9 @@ fn needs_bench(target: &str) -> bool {
     NEEDS_BENCH.iter().any(|prefix| target.starts_with(prefix))
 }
 
-fn needs_cluster(target: &str) -> bool {
-    target.starts_with("full_kube_")
+/// Those that wait most of the time, for pods or for a lease to lapse.
+fn waits(target: &str) -> bool {
+    target.starts_with("full_kube_") || target == "aws_takeover"
 }
 
 /// The names of all test files of our packages.
