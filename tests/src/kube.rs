@@ -30,7 +30,8 @@ pub struct Installed {
 
 impl Installed {
     /// Installs the chart with this server.toml on the stand-ins of `aws`, and waits until its dispatchers take jobs.
-    pub async fn install(config: &toml::Table, aws: &Aws, replicas: u32) -> Result<Self> {
+    /// `api_server`: where they ask the cluster instead of at its own Service.
+    pub async fn install(config: &toml::Table, aws: &Aws, replicas: u32, api_server: Option<&str>) -> Result<Self> {
         let namespace = format!("ckrv-{:08x}", rand::random::<u32>());
         let jobs = format!("{namespace}-jobs");
         let host = bench::kube_host()?;
@@ -43,7 +44,8 @@ impl Installed {
             relays.push(relay);
             endpoints.extend(names.iter().map(|name| ((*name).to_owned(), json!(there))));
         }
-        let values = values(config, aws, &jobs, &Value::Object(endpoints), replicas)?;
+        let mut values = values(config, aws, &jobs, &Value::Object(endpoints), replicas)?;
+        values["network"]["apiServer"]["url"] = json!(api_server.unwrap_or_default());
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), values.to_string())?;
         let installed = Self { namespace, jobs, _relays: relays, values: file };

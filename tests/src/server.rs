@@ -31,6 +31,8 @@ pub struct Setup {
     /// More flags, e.g. `--unsandboxed`.
     pub args: Vec<String>,
     pub env: Vec<(String, String)>,
+    /// In the test cluster: where its jobs and dispatchers ask the API server, if not at its own Service.
+    pub api_server: Option<String>,
 }
 
 impl Setup {
@@ -199,7 +201,7 @@ impl Server {
         match &self.cluster {
             Some(installed) => installed.ready().await,
             None => {
-                self.cluster = Some(Installed::install(&config, aws, 1).await?);
+                self.cluster = Some(Installed::install(&config, aws, 1, self.setup.api_server.as_deref()).await?);
                 Ok(())
             }
         }

@@ -46,6 +46,21 @@ pub enum When {
     Chance(f64),
 }
 
+impl When {
+    /// Asked once for each request that fits.
+    pub(crate) fn has_come(&mut self, random: &mut StdRng) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Times(0) => false,
+            Self::Times(left) => {
+                *left -= 1;
+                true
+            }
+            Self::Chance(chance) => random.random_bool(*chance),
+        }
+    }
+}
+
 /// A request, as the rules see it.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -82,16 +97,6 @@ impl Rule {
             On::Operation(name) => asked.has_target && asked.operation == name,
             On::Path(method, part) => !asked.has_target && asked.operation == method && asked.path.contains(part),
         };
-        let decides = fits
-            && match &mut self.when {
-                When::Always => true,
-                When::Times(0) => false,
-                When::Times(left) => {
-                    *left -= 1;
-                    true
-                }
-                When::Chance(chance) => random.random_bool(*chance),
-            };
-        decides.then(|| self.fault.clone())
+        (fits && self.when.has_come(random)).then(|| self.fault.clone())
     }
 }
