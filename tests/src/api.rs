@@ -53,8 +53,13 @@ impl Api {
 
     /// Makes a job of agent `script`; `keys` are further lines of its front matter. Gives its id.
     pub async fn submit(&self, repository: &str, keys: &str, script: &str) -> Result<String> {
-        let spec = crate::scene::script_spec(keys, script);
-        let job = self.post("/v1/jobs", &json!({"spec_content": spec, "git_repo_url": repository})).await?;
+        self.submit_with(json!({ "git_repo_url": repository }), keys, script).await
+    }
+
+    /// The same, with all of the request but its spec.
+    pub async fn submit_with(&self, mut request: Value, keys: &str, script: &str) -> Result<String> {
+        request["spec_content"] = crate::scene::script_spec(keys, script).into();
+        let job = self.post("/v1/jobs", &request).await?;
         job["id"].as_str().map(str::to_owned).context("a job without an id")
     }
 

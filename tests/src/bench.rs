@@ -82,6 +82,11 @@ pub fn seed() -> u64 {
     std::env::var("CKRV_SOAK_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
+/// Where a soak wants its figures, a line of JSON for each.
+pub fn soak_figures() -> Option<PathBuf> {
+    std::env::var("CKRV_SOAK_FIGURES").ok().map(PathBuf::from)
+}
+
 /// The `ckrv` under test: `CKRV_BIN`, else the one that cargo built beside the tests.
 pub fn ckrv() -> Result<PathBuf> {
     built("ckrv", "CKRV_BIN").context("no ckrv to test: `cargo build -p ckrv`, or set CKRV_BIN")

@@ -49,12 +49,12 @@ pub fn runs(pid: Pid) -> bool {
     stat(pid).is_some_and(|stat| stat.first().is_some_and(|state| state != "Z"))
 }
 
-fn all() -> impl Iterator<Item = Pid> {
+pub(crate) fn all() -> impl Iterator<Item = Pid> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))
 }
 
-fn command_line(pid: Pid) -> Vec<u8> {
+pub(crate) fn command_line(pid: Pid) -> Vec<u8> {
     std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
@@ -68,6 +68,6 @@ fn stat(pid: Pid) -> Option<Vec<String>> {
     Some(stat.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
 }
 
-fn contains(line: &[u8], part: &[u8]) -> bool {
+pub(crate) fn contains(line: &[u8], part: &[u8]) -> bool {
     line.windows(part.len()).any(|window| window == part)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::records::Records;
@@ -27,11 +27,16 @@ pub struct Told {
 impl Witness {
     /// Writes `lines` lines, a pause after each, and then its file.
     pub async fn submit(api: &Api, repository: &str, tag: &str, lines: usize, pause: Duration) -> Result<Self> {
+        Self::submit_with(api, json!({ "git_repo_url": repository }), tag, lines, pause).await
+    }
+
+    /// With all of the request but its spec.
+    pub async fn submit_with(api: &Api, request: Value, tag: &str, lines: usize, pause: Duration) -> Result<Self> {
         let seconds = pause.as_secs_f64();
         let script = format!(
             "i=1; while [ $i -le {lines} ]; do echo \"{tag} line $i\"; i=$((i+1)); sleep {seconds}; done\necho {tag} > {tag}.txt"
         );
-        let id = api.submit(repository, &format!("verify:\n  - test -s {tag}.txt"), &script).await?;
+        let id = api.submit_with(request, &format!("verify:\n  - test -s {tag}.txt"), &script).await?;
         Ok(Self { id, tag: tag.to_owned(), lines })
     }
 
