@@ -268,6 +268,13 @@ impl Checkpoint {
     }
 }
 
+/// A secret that the present attempt was given: to whom, since an answer that was lost may be asked for again, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOut {
+    pub to: String,
+    pub at: Timestamp,
+}
+
 /// What the job runner found out on its way; each is set once and kept over later attempts only if it is set again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -339,6 +346,9 @@ pub struct JobRecord {
     /// The newest one of any attempt. Of a job that has ended its content is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
+    /// By the name under which it was asked for. Gone with the attempt.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub handed_out: BTreeMap<String, HandedOut>,
     /// Set by the end of a job whose owner asked to be told; removed when they were told, or when it was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<Notice>,

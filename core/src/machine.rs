@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::id::{ClaimId, Fence};
-use crate::job::{Artifact, Checkpoint, Facts, JobEvent, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
+use crate::job::{Artifact, Checkpoint, Facts, HandedOut, JobEvent, JobRecord, Lease, Notice, Outcome, OutcomeClass, State};
 use crate::log::Cursor;
 pub use crate::verb::{Change, EndReason, Evidence, Finish, Refusal, Verb};
 
@@ -12,6 +12,8 @@ pub use crate::verb::{Change, EndReason, Evidence, Finish, Refusal, Verb};
 pub const MAX_ATTEMPTS: u32 = 4;
 /// A queued job that nobody claims for this long fails as `no worker`.
 pub const UNCLAIMED_LIMIT: SignedDuration = SignedDuration::from_hours(24);
+/// How long a question for a secret may be repeated: its answer can be lost on its way.
+pub const REPEATABLE: SignedDuration = SignedDuration::from_secs(60);
 /// How far two clocks of ours may differ.
 pub const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 
@@ -33,6 +35,7 @@ pub fn apply(job: &JobRecord, verb: &Verb, now: Timestamp) -> Result<Change, Ref
         }
         Verb::Advance { claim, fence, to, facts } => apply_advance(job, *claim, *fence, *to, facts, now),
         Verb::Checkpoint { claim, fence, checkpoint } => apply_checkpoint(job, *claim, *fence, checkpoint),
+        Verb::HandOut { claim, fence, name, to } => apply_hand_out(job, *claim, *fence, name, to, now),
         Verb::Reap { fence, evidence, not_before, note } => {
             seen(job, *fence)?;
             lease_is_over(job, *evidence, now)?;
@@ -41,6 +44,10 @@ pub fn apply(job: &JobRecord, verb: &Verb, now: Timestamp) -> Result<Change, Ref
         Verb::Release { claim, fence, not_before, note } => {
             held_by(job, *claim, *fence)?;
             requeue(job, *not_before, note, now, "release")
+        }
+        Verb::Unclaim { claim, fence, not_before, note } => {
+            held_by(job, *claim, *fence)?;
+            apply_unclaim(job, *not_before, note, now)
         }
         Verb::End { fence, reason, evidence, log_end } => apply_end(job, *fence, *reason, *evidence, *log_end, now),
         Verb::Finish { claim, fence, finish } => apply_finish(job, *claim, *fence, finish, now),
@@ -145,6 +152,47 @@ fn apply_checkpoint(job: &JobRecord, claim: ClaimId, fence: Fence, checkpoint: &
     Ok(Change { job: next, event: None, refund: false })
 }
 
+fn apply_hand_out(
+    job: &JobRecord,
+    claim: ClaimId,
+    fence: Fence,
+    name: &str,
+    to: &str,
+    now: Timestamp,
+) -> Result<Change, Refusal> {
+    held_by(job, claim, fence)?;
+    if job.cancel_at.is_some() {
+        return Err(Refusal::CancelRequested);
+    }
+    match job.handed_out.get(name) {
+        Some(first) if first.to == to && now.duration_since(first.at) <= REPEATABLE => {
+            Ok(Change { job: job.clone(), event: None, refund: false })
+        }
+        Some(_) => Err(Refusal::HandedOut),
+        None => {
+            let mut next = job.clone();
+            next.handed_out.insert(name.to_owned(), HandedOut { to: to.to_owned(), at: now });
+            next.version += 1;
+            Ok(Change { job: next, event: None, refund: false })
+        }
+    }
+}
+
+/// As if it had not been claimed, but for the fence.
+fn apply_unclaim(job: &JobRecord, not_before: Timestamp, note: &str, now: Timestamp) -> Result<Change, Refusal> {
+    if job.state != State::Preparing {
+        return Err(Refusal::BadTransition { from: job.state, to: State::Queued });
+    }
+    let mut job = job.clone();
+    job.attempt = job.attempt.saturating_sub(1);
+    if job.attempt == 0 {
+        // Its time has not begun to run.
+        job.started_at = None;
+        job.deadline = None;
+    }
+    requeue(&job, not_before, note, now, "unclaim")
+}
+
 fn requeue(job: &JobRecord, not_before: Timestamp, note: &str, now: Timestamp, verb: &str) -> Result<Change, Refusal> {
     if job.cancel_at.is_some() {
         return Err(Refusal::CancelRequested);
@@ -163,6 +211,7 @@ fn requeue(job: &JobRecord, not_before: Timestamp, note: &str, now: Timestamp, v
     next.last_fault = Some(note.to_owned());
     // What the lost attempt found out is found out again.
     next.facts = Facts::default();
+    next.handed_out.clear();
     Ok(stepped(next, now, verb, Some(note.to_owned())))
 }
 
@@ -340,6 +389,7 @@ fn ended(
     next.completed_at = Some(now);
     next.expires_at = Some(now + SignedDuration::from_secs(i64::from(job.retention_seconds)));
     next.lease = None;
+    next.handed_out.clear();
     next.facts = facts;
     next.artifacts = artifacts;
     next.log_end = Some(log_end);

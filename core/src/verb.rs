@@ -65,6 +65,14 @@ pub enum Verb {
         fence: Fence,
         checkpoint: Checkpoint,
     },
+    /// Give a secret of this name to the holder: once in an attempt, and again to the same question while its answer may have been lost.
+    HandOut {
+        claim: ClaimId,
+        fence: Fence,
+        name: String,
+        /// Who asks: the same for a repeated question, and for no other.
+        to: String,
+    },
     /// Put a job whose worker is no more back into the queue.
     Reap {
         fence: Fence,
@@ -74,6 +82,13 @@ pub enum Verb {
     },
     /// The holder itself gives the job back after an infrastructure fault.
     Release {
+        claim: ClaimId,
+        fence: Fence,
+        not_before: Timestamp,
+        note: String,
+    },
+    /// The holder undoes its claim: nothing of the attempt has begun, so it doesn't count as one.
+    Unclaim {
         claim: ClaimId,
         fence: Fence,
         not_before: Timestamp,
@@ -109,8 +124,10 @@ impl Verb {
             Self::Beat { .. } => "beat",
             Self::Advance { .. } => "advance",
             Self::Checkpoint { .. } => "checkpoint",
+            Self::HandOut { .. } => "hand-out",
             Self::Reap { .. } => "reap",
             Self::Release { .. } => "release",
+            Self::Unclaim { .. } => "unclaim",
             Self::End { .. } => "end",
             Self::Finish { .. } => "finish",
             Self::Cancel => "cancel",
@@ -145,6 +162,8 @@ pub enum Refusal {
     BadTransition { from: State, to: State },
     #[error("the reason given for ending the job does not hold")]
     ReasonDoesNotHold,
+    #[error("this secret was handed out already")]
+    HandedOut,
     #[error("there is no notification to be delivered")]
     NoNotice,
 }
@@ -153,7 +172,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     pub job: JobRecord,
-    /// `None`: nothing worth telling happened (a beat, a checkpoint).
+    /// `None`: nothing worth telling happened (a beat, a checkpoint, a secret).
     pub event: Option<JobEvent>,
     /// The quota unit is given back in the same write.
     pub refund: bool,

@@ -62,6 +62,9 @@ enum Step {
     Next,
     Reap(Evidence, i64),
     Release(i64),
+    Unclaim(i64),
+    /// A secret of this name, to this asker.
+    HandOut(&'static str, &'static str),
     End(EndReason, Evidence),
     Finish(OutcomeClass),
     Cancel,
@@ -79,6 +82,8 @@ fn a_step() -> impl Strategy<Value = Step> {
         8 => Just(Step::Next),
         2 => (evidence(), 0..100_i64).prop_map(|(evidence, wait)| Step::Reap(evidence, wait)),
         1 => (0..100_i64).prop_map(Step::Release),
+        1 => (0..100_i64).prop_map(Step::Unclaim),
+        2 => (select(vec!["git", "key"]), select(vec!["a", "b"])).prop_map(|(name, to)| Step::HandOut(name, to)),
         1 => (select(REASONS.to_vec()), evidence()).prop_map(|(reason, evidence)| Step::End(reason, evidence)),
         1 => select(CLASSES.to_vec()).prop_map(Step::Finish),
         2 => Just(Step::Finish(OutcomeClass::Success)),
@@ -153,6 +158,8 @@ fn verb_of(step: &Step, who: Who, job: &JobRecord, now: i64) -> Verb {
         }
         Step::Reap(evidence, wait) => Verb::Reap { fence, evidence, not_before: at(now + wait), note: "gone".to_owned() },
         Step::Release(wait) => Verb::Release { claim, fence, not_before: at(now + wait), note: "full".to_owned() },
+        Step::Unclaim(wait) => Verb::Unclaim { claim, fence, not_before: at(now + wait), note: "no room".to_owned() },
+        Step::HandOut(name, to) => Verb::HandOut { claim, fence, name: name.to_owned(), to: to.to_owned() },
         Step::End(reason, evidence) => Verb::End { fence, reason, evidence, log_end: CURSOR },
         Step::Finish(class) => {
             let artifact =
@@ -184,7 +191,9 @@ fn credentials(verb: &Verb) -> Option<(ClaimId, Fence)> {
         Verb::Beat { claim, fence, .. }
         | Verb::Advance { claim, fence, .. }
         | Verb::Checkpoint { claim, fence, .. }
+        | Verb::HandOut { claim, fence, .. }
         | Verb::Release { claim, fence, .. }
+        | Verb::Unclaim { claim, fence, .. }
         | Verb::Finish { claim, fence, .. } => Some((*claim, *fence)),
         _ => None,
     }
@@ -241,7 +250,8 @@ fn check(before: &JobRecord, verb: &Verb, now: Timestamp, answer: &Result<Change
         assert_eq!((event.version, event.state, event.fence, event.at), (after.version, after.state, after.fence, now));
         assert_eq!(event.verb, verb.name());
     } else {
-        assert!(matches!(verb, Verb::Beat { .. } | Verb::Checkpoint { .. }), "only these are not worth telling");
+        let is_quiet = matches!(verb, Verb::Beat { .. } | Verb::Checkpoint { .. } | Verb::HandOut { .. });
+        assert!(is_quiet, "only these are not worth telling");
     }
 }
 
@@ -254,16 +264,22 @@ fn check_fixed(before: &JobRecord, after: &JobRecord, verb: &Verb) {
     assert_eq!((after.created_at, &after.quota_month), (before.created_at, &before.quota_month));
     assert_eq!(after.retention_seconds, before.retention_seconds);
     let claimed = matches!(verb, Verb::Claim { .. });
-    if before.deadline.is_some() || !claimed {
-        assert_eq!(after.deadline, before.deadline, "the deadline never moves");
-    }
-    if before.started_at.is_some() || !claimed {
-        assert_eq!(after.started_at, before.started_at);
+    let unclaimed = matches!(verb, Verb::Unclaim { .. });
+    if unclaimed && after.attempt == 0 {
+        assert_eq!((after.started_at, after.deadline), (None, None), "its time has not begun to run");
+    } else {
+        if before.deadline.is_some() || !claimed {
+            assert_eq!(after.deadline, before.deadline, "the deadline never moves");
+        }
+        if before.started_at.is_some() || !claimed {
+            assert_eq!(after.started_at, before.started_at);
+        }
     }
     if before.cancel_at.is_some() || !matches!(verb, Verb::Cancel) {
         assert_eq!(after.cancel_at, before.cancel_at);
     }
-    assert_eq!(after.attempt, before.attempt + u32::from(claimed));
+    assert_eq!(after.attempt, (before.attempt + u32::from(claimed)).saturating_sub(u32::from(unclaimed)));
+    check_handed_out(before, after, verb);
     assert_eq!(before.notice, None, "there is nothing to tell before the end");
     if let Verb::Checkpoint { checkpoint, .. } = verb {
         let place = |checkpoint: &Checkpoint| (checkpoint.fence, checkpoint.number);
@@ -271,6 +287,19 @@ fn check_fixed(before: &JobRecord, after: &JobRecord, verb: &Verb) {
         assert_eq!(*after, JobRecord { checkpoint: Some(checkpoint.clone()), version: after.version, ..before.clone() });
     } else {
         assert_eq!(after.checkpoint, before.checkpoint, "another attempt goes on from it");
+    }
+}
+
+fn check_handed_out(before: &JobRecord, after: &JobRecord, verb: &Verb) {
+    if let Verb::HandOut { name, to, .. } = verb {
+        assert!(!before.handed_out.contains_key(name), "once in an attempt");
+        assert_eq!(after.handed_out[name].to, *to);
+        let handed_out = after.handed_out.clone();
+        assert_eq!(*after, JobRecord { handed_out, version: after.version, ..before.clone() });
+    } else if after.lease.is_none() {
+        assert!(after.handed_out.is_empty(), "another attempt asks anew");
+    } else {
+        assert_eq!(after.handed_out, before.handed_out);
     }
 }
 
@@ -293,6 +322,10 @@ fn check_lease(before: &JobRecord, after: &JobRecord, verb: &Verb, now: Timestam
             assert!(lapsed || (*evidence == Evidence::Gone && before.lease.is_some()), "taken from somebody who holds it");
         }
         _ => {}
+    }
+    if let Verb::Unclaim { .. } = verb {
+        assert_eq!((before.state, after.state, &after.lease), (State::Preparing, State::Queued, &None));
+        assert!(after.fence > before.fence && before.cancel_at.is_none());
     }
     if let Verb::Reap { .. } | Verb::Release { .. } = verb {
         assert_eq!((after.state, &after.lease), (State::Queued, &None));
@@ -382,7 +415,7 @@ proptest! {
     fn an_answer_that_was_lost_is_given_again(job in any_record(), step in a_step(), now in a_moment()) {
         let verb = verb_of(&step, Who::Holder, &job, now);
         // A repeated beat is one more beat, and a repeated reap, release, end or note of a delivery is refused.
-        if matches!(verb, Verb::Claim { .. } | Verb::Advance { .. } | Verb::Checkpoint { .. } | Verb::Finish { .. })
+        if matches!(verb, Verb::Claim { .. } | Verb::Advance { .. } | Verb::Checkpoint { .. } | Verb::HandOut { .. } | Verb::Finish { .. })
             && let Ok(first) = apply(&job, &verb, at(now)) {
             let again = apply(&first.job, &verb, at(now + 1)).unwrap();
             prop_assert_eq!(&again.job, &first.job);

@@ -59,6 +59,7 @@ pub(crate) async fn submit(
         quota_month: quota.month.clone(),
         charge_micro_usd: 0,
         checkpoint: None,
+        handed_out: std::collections::BTreeMap::new(),
         notice: None,
         trace: crate::middleware::current_trace(),
     };

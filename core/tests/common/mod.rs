@@ -60,6 +60,7 @@ pub fn queued(number: u32, created: i64) -> JobRecord {
         quota_month: "2027-01".to_owned(),
         charge_micro_usd: 0,
         checkpoint: None,
+        handed_out: std::collections::BTreeMap::new(),
         notice: None,
         trace: None,
     }

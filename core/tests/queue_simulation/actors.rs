@@ -117,6 +117,14 @@ impl Worker {
 
     pub fn next_verb(&mut self, world: &mut World, work: &mut Work) -> Verb {
         let (claim, fence) = (work.claim, work.fence);
+        if work.state == State::Preparing && world.chaos && world.dice.percent(3) {
+            return Verb::Unclaim {
+                claim,
+                fence,
+                not_before: at(world.now + world.dice.seconds(60)),
+                note: "no room".to_owned(),
+            };
+        }
         if work.ending.is_none() && world.chaos && world.dice.percent(3) {
             return Verb::Release {
                 claim,

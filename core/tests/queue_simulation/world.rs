@@ -133,7 +133,9 @@ impl World {
             Verb::Beat { claim, fence, .. }
             | Verb::Advance { claim, fence, .. }
             | Verb::Checkpoint { claim, fence, .. }
+            | Verb::HandOut { claim, fence, .. }
             | Verb::Release { claim, fence, .. }
+            | Verb::Unclaim { claim, fence, .. }
             | Verb::Finish { claim, fence, .. } => {
                 assert_eq!(truth.holder, Some((*claim, *fence)), "{} by somebody who is not the newest holder", verb.name());
             }
@@ -151,6 +153,9 @@ impl World {
         }
         if let Verb::Advance { to, .. } = verb {
             truth.trail.push(*to);
+        }
+        if let Verb::Unclaim { .. } = verb {
+            truth.claims -= 1;
         }
         if after.lease.is_none() {
             truth.holder = None;

@@ -112,7 +112,7 @@ async fn plan(store: &AwsJobs, old: &Meta, change: Change, now: Timestamp, count
         Some(event) => add_event(&mut new, event)?,
         None => Vec::new(),
     };
-    let beats = event.is_none() && new.job.checkpoint == old.job.checkpoint;
+    let beats = event.is_none() && new.job.checkpoint == old.job.checkpoint && new.job.handed_out == old.job.handed_out;
     let mut items = vec![meta_write(store, old, &new, beats)?];
     if let Some(first) = moved.first() {
         let mut item = key(job_key(new.job.id), format!("E#{:010}", first.version));

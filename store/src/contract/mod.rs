@@ -81,7 +81,8 @@ macro_rules! contract_tests {
                 infrastructure_faults_give_the_quota_back, a_job_cancelled_while_queued_gives_the_quota_back,
                 a_running_job_that_is_cancelled_is_told_and_keeps_its_count, a_deadline_ends_a_job_under_a_lease,
                 a_job_that_nobody_claims_ends_after_a_day, a_refund_never_goes_below_zero, one_of_many_ends_wins,
-                every_step_is_an_event, the_newest_checkpoint_of_a_holder_is_kept_for_the_next_attempt;
+                every_step_is_an_event, the_newest_checkpoint_of_a_holder_is_kept_for_the_next_attempt,
+                a_secret_is_handed_out_once_in_an_attempt, one_of_many_askers_is_given_a_secret, a_claim_that_is_undone_is_no_attempt;
             seals: a_value_is_opened_where_it_was_sealed, another_owner_kind_or_name_opens_nothing, parts_can_not_be_shifted_between_fields,
                 a_changed_value_is_not_opened, equal_values_are_sealed_differently;
             usage: a_job_beyond_the_included_ones_is_in_the_ledger, racing_creates_charge_exactly_what_is_beyond,
@@ -167,6 +168,7 @@ pub(crate) fn record(owner: UserId, created: i64) -> JobRecord {
         quota_month: MONTH.to_owned(),
         charge_micro_usd: 0,
         checkpoint: None,
+        handed_out: std::collections::BTreeMap::new(),
         notice: None,
         trace: None,
     }

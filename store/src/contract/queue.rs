@@ -336,3 +336,66 @@ pub async fn the_newest_checkpoint_of_a_holder_is_kept_for_the_next_attempt(stor
     stores.jobs.apply(job.id, &naming(second, job.fence, 1), at(9)).await.unwrap();
     assert_eq!(kept().await.checkpoint, Some(of(job.fence, 1)), "an attempt's first is newer than an older one's last");
 }
+
+pub async fn a_secret_is_handed_out_once_in_an_attempt(stores: &Stores) {
+    let job = make(stores, new_user(), 0).await;
+    let (job, claim_id) = claim(stores, &job, 1).await;
+    let hand_out =
+        |fence, name: &str, to: &str| Verb::HandOut { claim: claim_id, fence, name: name.to_owned(), to: to.to_owned() };
+    let first = stores.jobs.apply(job.id, &hand_out(job.fence, "git", "a"), at(2)).await.unwrap();
+    // As another process would find it.
+    let stored = stores.jobs.job(job.id).await.unwrap().unwrap();
+    assert_eq!((&stored, stored.handed_out["git"].to.as_str()), (&first, "a"));
+    let again = stores.jobs.apply(job.id, &hand_out(job.fence, "git", "a"), at(62)).await.unwrap();
+    assert_eq!(again, first, "the answer may have been lost");
+    let late = stores.jobs.apply(job.id, &hand_out(job.fence, "git", "a"), at(63)).await;
+    assert_eq!(refusal(late), Refusal::HandedOut);
+    let other = stores.jobs.apply(job.id, &hand_out(job.fence, "git", "b"), at(3)).await;
+    assert_eq!(refusal(other), Refusal::HandedOut, "another asker");
+    stores.jobs.apply(job.id, &hand_out(job.fence, "key", "b"), at(3)).await.unwrap();
+    assert_eq!(stores.jobs.events(job.id).await.unwrap().len(), 2, "it is no step of the job");
+    let waiting = stores.jobs.apply(job.id, &release(claim_id, job.fence, 0), at(4)).await.unwrap();
+    assert_eq!(refusal(stores.jobs.apply(job.id, &hand_out(job.fence, "git", "a"), at(5)).await), Refusal::LostLease);
+    assert!(waiting.handed_out.is_empty());
+    let (next, claim_id) = claim(stores, &job, 6).await;
+    let verb = Verb::HandOut { claim: claim_id, fence: next.fence, name: "git".to_owned(), to: "b".to_owned() };
+    stores.jobs.apply(job.id, &verb, at(7)).await.unwrap();
+}
+
+pub async fn one_of_many_askers_is_given_a_secret(stores: &Stores) {
+    let job = make(stores, new_user(), 0).await;
+    let (job, claim_id) = claim(stores, &job, 1).await;
+    let mut askers = JoinSet::new();
+    for asker in 0..16 {
+        let (jobs, id, fence) = (stores.jobs.clone(), job.id, job.fence);
+        let verb = Verb::HandOut { claim: claim_id, fence, name: "git".to_owned(), to: format!("{asker}") };
+        askers.spawn(async move { jobs.apply(id, &verb, at(2)).await });
+    }
+    let (given, refused): (Vec<_>, Vec<_>) = askers.join_all().await.into_iter().partition(Result::is_ok);
+    assert_eq!((given.len(), refused.len()), (1, 15));
+    assert!(refused.into_iter().all(|answer| refusal(answer) == Refusal::HandedOut));
+}
+
+pub async fn a_claim_that_is_undone_is_no_attempt(stores: &Stores) {
+    let job = make(stores, new_user(), 0).await;
+    let undo = |claim, fence| Verb::Unclaim { claim, fence, not_before: at(30), note: "no room".to_owned() };
+    // Far more often than a job has attempts.
+    let mut fence = job.fence;
+    for time in 1..=6 {
+        let (claimed, claim_id) = claim(stores, &job, time * 100).await;
+        assert_eq!(claimed.attempt, 1);
+        let waiting = stores.jobs.apply(job.id, &undo(claim_id, claimed.fence), at(time * 100 + 1)).await.unwrap();
+        assert_eq!((waiting.state, waiting.attempt, &waiting.lease), (State::Queued, 0, &None));
+        assert_eq!((waiting.started_at, waiting.deadline), (None, None), "its time has not begun to run");
+        assert!(waiting.fence > claimed.fence && claimed.fence > fence);
+        fence = waiting.fence;
+    }
+    // Though its first claim was made more than its time limit ago.
+    assert_eq!(stores.jobs.due(at(5000), 9).await.unwrap().len(), 1);
+    let (begun, claim_id) = claim(stores, &job, 5000).await;
+    let facts = Facts::default();
+    let advance = Verb::Advance { claim: claim_id, fence: begun.fence, to: State::Planning, facts };
+    stores.jobs.apply(job.id, &advance, at(5001)).await.unwrap();
+    let late = stores.jobs.apply(job.id, &undo(claim_id, begun.fence), at(5002)).await;
+    assert!(matches!(refusal(late), Refusal::BadTransition { .. }), "it has begun");
+}
