@@ -261,6 +261,25 @@ async fn garbage_and_connections_left_hanging_do_not_keep_a_shim_out() {
     assert_eq!(end_of(shim).await.0, Some(0));
 }
 
+/// Agents of other jobs reach this port too, each from its own pod.
+#[tokio::test]
+async fn connections_left_hanging_from_many_addresses_do_not_keep_a_shim_out() {
+    // It is built first: the door's patience with what hangs is short.
+    shim();
+    let (door, mut guest) = open_door().await;
+    let mut hanging = Vec::new();
+    for n in 0..20 * 8 {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((Ipv4Addr::new(127, 0, 1, n / 8), 0).into()).expect("an address of its own");
+        hanging.push(socket.connect(([127, 0, 0, 1], door.port()).into()).await.expect("the port is open"));
+    }
+    // Far less patience than the door has with those.
+    let shim = dial(&door, &guest, door.port(), &[("CKRV_SHIM_SILENCE", "3")]);
+    session(&mut guest, Duration::from_secs(3)).await.bye().await;
+    assert_eq!(end_of(shim).await.0, Some(0));
+    drop(hanging);
+}
+
 #[tokio::test]
 async fn a_guest_that_is_dropped_turns_its_shim_away_and_a_dropped_session_ends_it() {
     let (door, guest) = open_door().await;
@@ -307,9 +326,38 @@ async fn a_shim_that_is_asked_to_end_lets_its_command_end_reports_it_and_still_g
     assert_eq!((record.status, record.stopped, &rest[..]), (ExitStatus::Evicted, false, &b"off\n"[..]));
     let collection = session.collect(LIMITS, |_| true, &mut Vec::new()).await.expect("changes");
     assert_eq!(collection.changed.iter().map(|changed| changed.path.to_string()).collect::<Vec<_>>(), ["kept"]);
+    // Nothing is begun any more, and that is not the job's fault.
     let (output, _frames) = mpsc::channel(1);
-    assert!(matches!(session.run(sh("true"), &output).await, Err(SessionError::Failed(_))));
+    assert!(matches!(session.run(sh("true"), &output).await, Err(SessionError::Lost(_))));
     assert_eq!(end_of(shim).await.0, Some(70));
+}
+
+#[tokio::test]
+async fn a_shim_that_is_asked_to_end_while_it_unpacks_is_lost_and_has_not_failed() {
+    let (door, mut guest) = open_door().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let shim = dial(&door, &guest, door.port(), &[]);
+    let mut session = session(&mut guest, Duration::from_secs(60)).await;
+    let pid = Pid::from_raw(shim.id().expect("it runs").cast_signed());
+    // A checkout that never comes to its end: it is under way when the signal comes.
+    let (mut checkout, tar) = tokio::io::duplex(1024);
+    let unpacked = folder.path().join("workspace/a.txt");
+    let asking = async {
+        let small = small_tar();
+        // Without the two empty blocks that end it.
+        checkout.write_all(&small[..small.len() - 1024]).await.expect("it is read");
+        while !unpacked.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        kill(pid, Signal::SIGTERM).expect("a signal");
+        let end = end_of(shim).await;
+        drop(checkout);
+        end
+    };
+    let preparing = session.prepare(paths(folder.path()), tar, LIMITS);
+    let (end, (code, said)) = timeout(PATIENCE, async { tokio::join!(preparing, asking) }).await.expect("in time");
+    assert!(matches!(end, Err(SessionError::Lost(_))), "{end:?}");
+    assert_eq!(code, Some(70), "{said}");
 }
 
 #[tokio::test]

@@ -44,15 +44,17 @@ pub async fn open(run: &Run, opener: &Opener) -> io::Result<Listeners> {
     if run.proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let proxy = format!("http://{}", listener.local_addr()?);
-        // Programs disagree on the spelling.
-        for variable in ["HTTPS_PROXY", "https_proxy"] {
-            env.insert(variable.to_owned(), proxy.clone());
+        // Programs disagree on the spelling. Without TLS nothing gets through, but what was wanted is told: where a model's route is plain
+        // HTTP on this machine, not every agent would leave that out.
+        let plain: &[&str] = if run.routes.is_empty() { &["HTTP_PROXY", "http_proxy"] } else { &[] };
+        for variable in ["HTTPS_PROXY", "https_proxy"].iter().chain(plain) {
+            env.insert((*variable).to_owned(), proxy.clone());
         }
         tasks.spawn(serve(listener, StreamHeader::Proxy { run: run.id }, opener.clone(), slots));
     }
     if run.proxy || !run.routes.is_empty() {
         for variable in ["NO_PROXY", "no_proxy"] {
-            env.insert(variable.to_owned(), "127.0.0.1,localhost,::1".to_owned());
+            env.insert(variable.to_owned(), "127.0.0.1,localhost,::1,0.0.0.0".to_owned());
         }
     }
     Ok(Listeners { env, _tasks: tasks })

@@ -225,7 +225,8 @@ impl Session {
         }
     }
 
-    /// Lets what is going on come to its end. A runner that then wants the changes has a moment to ask for them.
+    /// Lets what is going on come to its end. A runner that then wants the changes has a moment to ask for them; a checkout that is
+    /// under way is of no use to anybody.
     fn wind_down(&mut self) {
         self.winding_down = true;
         match &self.running {
@@ -234,14 +235,16 @@ impl Session {
                 *wish = (*wish).max(Wish::Evict);
                 first
             })),
-            None if self.step.is_empty() => self.leave_at = Some(Instant::now()),
+            None if self.step.is_empty() || self.prepared.is_none() => self.leave_at = Some(Instant::now()),
             None => {}
         }
     }
 
     async fn take(&mut self, frame: ToShim) {
         if self.winding_down && matches!(frame, ToShim::Prepare(_) | ToShim::Run(_)) {
-            return self.refuse(Step::Run, "the machine wants this place back: nothing is begun any more").await;
+            // Nothing is begun any more. An answer would read as the job's failure; an end without one is what this is.
+            self.leave_at = Some(Instant::now());
+            return;
         }
         match frame {
             ToShim::Ping => self.answer(FromShim::Pong).await,

@@ -22,8 +22,10 @@ use crate::settings::LogPace;
 const MAX_MESSAGE: usize = 16 * 1024;
 /// What may wait for the gateway before the agent's output is held back.
 const MAX_WAITING: usize = 8 * 1024 * 1024;
-/// A job's whole log; what comes after is only counted.
+/// A job's whole log; what an agent says after that is only counted.
 const MAX_LOG: usize = 64 * 1024 * 1024;
+/// For what there is to be said of it.
+const RESERVED: usize = 1024 * 1024;
 const MAX_BATCH: usize = 256;
 
 #[derive(Clone)]
@@ -46,6 +48,8 @@ struct Waiting {
     bytes: usize,
     total: usize,
     dropped: u64,
+    /// Something was dropped, and that was said.
+    full: bool,
     /// The gateway takes nothing more: the attempt is over.
     closed: bool,
     needles: Needles,
@@ -71,6 +75,7 @@ impl JobLog {
             bytes: 0,
             total: 0,
             dropped: 0,
+            full: false,
             closed: false,
             needles: Needles::default(),
             file,
@@ -121,8 +126,14 @@ impl JobLog {
         let event = event.map(|event| masked_event(event, &state.needles));
         let size =
             message.len() + 160 + event.as_ref().map_or(0, |event| serde_json::to_string(event).map_or(0, |json| json.len()));
-        if state.total + size > MAX_LOG && level < Level::Warn {
+        let most = if is_output(source, level) { MAX_LOG } else { MAX_LOG + RESERVED };
+        if state.total + size > most {
             state.dropped += 1;
+            let said = std::mem::replace(&mut state.full, true);
+            drop(state);
+            if !said {
+                self.warn("ckrv", format!("the log has reached its limit of {} MiB: what follows is left out", MAX_LOG >> 20));
+            }
             return;
         }
         let entry = LogEntry {
@@ -168,12 +179,13 @@ impl JobLog {
 
     /// Waits until everything is stored and gives the last entry's place.
     pub async fn flush(&self) -> Cursor {
-        let dropped = std::mem::take(&mut self.state().dropped);
+        let dropped = {
+            let mut state = self.state();
+            state.total = state.total.min(MAX_LOG);
+            std::mem::take(&mut state.dropped)
+        };
         if dropped > 0 {
-            self.warn(
-                "ckrv",
-                format!("the log reached its limit of {} MiB; {dropped} further entries were left out", MAX_LOG >> 20),
-            );
+            self.warn("ckrv", format!("{dropped} entries beyond the log's limit of {} MiB were left out", MAX_LOG >> 20));
         }
         self.0.flushing.store(true, Ordering::Relaxed);
         self.0.news.notify_one();
@@ -255,6 +267,11 @@ impl JobLog {
     }
 }
 
+/// Whether an entry is what a command said, of which there may be any amount, and not what we say of it.
+fn is_output(source: &str, level: Level) -> bool {
+    source.starts_with("agent") || (level < Level::Warn && matches!(source, "setup" | "verify"))
+}
+
 fn masked_event(event: AgentEvent, needles: &Needles) -> AgentEvent {
     if needles.is_empty() {
         return event;
@@ -272,4 +289,27 @@ pub fn names<'a>(paths: impl IntoIterator<Item = &'a [u8]>) -> String {
     let all: Vec<String> = paths.into_iter().map(display_path).collect();
     let shown = all.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
     if all.len() > 10 { format!("{shown} and {} more", all.len() - 10) } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_cannot_write_beyond_the_limit_on_stderr_either_and_what_we_say_still_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = JobLog::new(Fence(1), &folder.path().join("log")).unwrap();
+        let line = "x".repeat(MAX_MESSAGE);
+        for _ in 0..2 * MAX_LOG / MAX_MESSAGE / 2 {
+            log.write(Level::Warn, "agent.stderr", &line, None);
+            log.write(Level::Info, "verify", &line, None);
+        }
+        log.info("ckrv", "succeeded");
+        let state = log.state();
+        assert!(state.total <= MAX_LOG + RESERVED && state.dropped > 4000, "{} bytes, {} dropped", state.total, state.dropped);
+        let last: Vec<_> = state.entries.iter().rev().take(2).map(|(entry, _)| entry.message.as_str()).collect();
+        assert_eq!(last, ["succeeded", "the log has reached its limit of 64 MiB: what follows is left out"]);
+        let written = std::fs::metadata(folder.path().join("log")).unwrap().len();
+        assert!(written <= (MAX_LOG + RESERVED) as u64, "{written} bytes in the file");
+    }
 }

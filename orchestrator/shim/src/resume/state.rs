@@ -136,7 +136,9 @@ impl State {
         let out = &mut self.outgoing;
         let end = out.end();
         let so_far = out.acked + u64::from(out.end_acked);
-        if progress.received < so_far || progress.received > out.sent {
+        // What an earlier connection carried is sent again once the other end has said that it stands before that.
+        let said = out.next.unwrap_or(out.sent);
+        if progress.received < so_far || progress.received > said {
             return Err(Violation("the other end acknowledges what was not sent, or less than before"));
         }
         if progress.credit < out.credit || progress.credit > progress.received.saturating_add(WINDOW as u64) {

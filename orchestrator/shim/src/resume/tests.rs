@@ -344,6 +344,19 @@ fn what_was_not_sent_yet_cannot_be_acknowledged_nor_an_end_that_was_not_said() {
     assert!(state.is_delivered());
 }
 
+#[test]
+fn what_is_to_be_sent_again_cannot_be_acknowledged_before_it_was() {
+    let mut state = speaking(100);
+    // A new connection, whose other end stands at 20 and then says 100 at once.
+    state.begin(&mut Vec::new());
+    state.greeted(Progress { received: 20, credit: WINDOW as u64 }).unwrap();
+    assert!(state.acknowledged(Progress { received: 100, credit: WINDOW as u64 }).is_err());
+    let mut out = Vec::new();
+    assert_eq!(state.next(&mut out, false), Next::Write);
+    state.acknowledged(Progress { received: 100, credit: WINDOW as u64 }).unwrap();
+    assert_eq!(state.next(&mut Vec::new(), false), Next::Wait { ack_owed: false });
+}
+
 #[tokio::test]
 async fn every_frame_comes_back_as_it_was() {
     let mut bytes = Vec::new();
