@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ckrv_core::job::{Outcome, OutcomeClass};
-use ckrv_core::plan::{AdapterJob, Descriptor, PastRun, Phase};
+use ckrv_core::plan::{AdapterJob, Descriptor, PastRun, Phase, Resources};
 use ckrv_core::policy::{Granted, clamp_for};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::Context;
+use super::checkpoint::Kept;
 use super::failure::Failure;
 use super::prepare::Prepared;
 use crate::adapter::{Adapter, AdapterHost, Limits, builtin, builtin_names};
@@ -25,10 +26,13 @@ pub struct Agent {
     /// For the next run, where the adapter wants to go on with it.
     pub session: Option<String>,
     pub run_number: u32,
-    /// The image of the last run: what checks are made in.
+    /// Image and resources of the last run: what checks are made in, and with.
     pub image: Option<String>,
+    pub resources: Option<Resources>,
     /// What its containers get since one ran out of memory. That happens once in an attempt.
     pub memory_mib: Option<u32>,
+    /// The attempt's checkpoints.
+    pub kept: Kept,
     /// The repository's own instructions for this agent, where it has some: a path below the workspace.
     context_file: Option<String>,
 }
@@ -68,7 +72,9 @@ pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failu
         session: None,
         run_number: 0,
         image: None,
+        resources: None,
         memory_mib: None,
+        kept: Kept::default(),
         context_file,
     })
 }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use ckrv_core::job::{Facts, Outcome, OutcomeClass, Verification};
 use ckrv_core::log::Level;
-use ckrv_core::plan::{Decision, ExitStatus, PastRun, Phase, Resources, RunOutcome};
+use ckrv_core::plan::{Decision, ExitStatus, PastRun, Phase, RunOutcome};
 use tokio::sync::mpsc;
 
 use super::Context;
+use super::egress;
 use super::execute::past_deadline;
 use super::failure::Failure;
 use super::plan::{Agent, blocking, seconds_left};
-use super::prepare::Prepared;
+use super::prepare::{Prepared, Start};
 use super::sandbox::{Place, Sandbox};
 use crate::launch::{self, LineSplitter, RunSpec};
 
@@ -42,9 +43,9 @@ pub async fn verify(
     let place = Place {
         name: format!("verify{}", repairs + 1),
         image: &image,
-        resources: Resources::from(context.view.policy.max_resources),
+        resources: agent.resources.unwrap_or_default(),
     };
-    let mut sandbox = Sandbox::open(context, &prepared.git, head, &prepared.branch, place).await?;
+    let mut sandbox = Sandbox::open(context, &prepared.git, &Start::at(head), &prepared.branch, place).await?;
     let checked = run_commands(context, &mut sandbox, "verify", &context.spec.verify).await;
     sandbox.close().await;
     match checked? {
@@ -94,7 +95,8 @@ pub async fn run_commands(
         context.log.info(source, format!("$ {command}"));
         let (sender, receiver) = mpsc::channel(16);
         let tail = tokio::spawn(follow(context.log.clone(), source.to_owned(), receiver));
-        let spec = RunSpec::plain(vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()], seconds_left(context));
+        let mut spec = RunSpec::plain(vec!["/bin/sh".to_owned(), "-c".to_owned(), command.clone()], seconds_left(context));
+        spec.egress = egress::proxy(context, "the command", &[], false);
         let ended = sandbox.session.run(spec, &sender).await;
         drop(sender);
         let output = tail.await.unwrap_or_default();

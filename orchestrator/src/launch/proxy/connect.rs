@@ -45,7 +45,7 @@ async fn answer(egress: &Egress, over: CancellationToken, request: Request<Incom
             Response::new(Full::default())
         }
         Err(reason) => {
-            let text = refusal(&host, port, reason);
+            let text = format!("ckrv: {host}:{port} {reason}\n");
             (egress.on_denied)(Denied { host, port, reason });
             let mut response = Response::new(Full::from(text));
             let unreachable = reason == DeniedReason::Unreachable;
@@ -53,16 +53,6 @@ async fn answer(egress: &Egress, over: CancellationToken, request: Request<Incom
             response
         }
     }
-}
-
-fn refusal(host: &str, port: u16, reason: DeniedReason) -> String {
-    let why = match reason {
-        DeniedReason::NotGranted => "is not granted to this run",
-        DeniedReason::NotPublic => "is not a public address",
-        DeniedReason::Unreachable => "can't be reached",
-        DeniedReason::PlainHttp => "was asked for without TLS; only CONNECT is served",
-    };
-    format!("ckrv: {host}:{port} {why}\n")
 }
 
 async fn open(egress: &Egress, host: &str, port: u16) -> Result<TcpStream, DeniedReason> {

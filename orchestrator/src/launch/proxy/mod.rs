@@ -68,6 +68,18 @@ pub enum DeniedReason {
     PlainHttp,
 }
 
+/// What stands behind `HOST:PORT`.
+impl fmt::Display for DeniedReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotGranted => "is not granted to this run",
+            Self::NotPublic => "is not a public address",
+            Self::Unreachable => "can't be reached",
+            Self::PlainHttp => "was asked for without TLS; only CONNECT is served",
+        })
+    }
+}
+
 /// The HTTP client that forwards to model APIs. One per job runner.
 #[derive(Clone, Debug)]
 pub struct ProxyClient {
