@@ -52,6 +52,40 @@ impl Pace {
         Self { claims: Duration::from_secs(1), settles: Duration::from_secs(10), log: LogPace { watched: 500, unwatched: 5000 } };
 }
 
+/// `[checkpoints]`: what an agent has changed so far is kept now and then, and the next attempt goes on from there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoints {
+    /// 0: never.
+    pub every_seconds: u32,
+    /// One that has more is not kept.
+    pub max_mib: u32,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { every_seconds: 120, max_mib: 64 }
+    }
+}
+
+impl Checkpoints {
+    /// Each looks through the whole workspace.
+    const LEAST_SECONDS: u32 = 5;
+
+    /// # Errors
+    /// What can't be, in words for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        let most = crate::gateway::LARGEST_ARTIFACT >> 20;
+        if (1..Self::LEAST_SECONDS).contains(&self.every_seconds) {
+            return Err(format!("[checkpoints] every_seconds must be at least {}, or 0 for none", Self::LEAST_SECONDS));
+        }
+        if self.max_mib == 0 || u64::from(self.max_mib) > most {
+            return Err(format!("[checkpoints] max_mib must be between 1 and {most}; every_seconds = 0 turns checkpoints off"));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Names this dispatcher in leases; the same after a restart, so that it knows its own jobs again.
@@ -72,6 +106,9 @@ pub struct Settings {
     pub capacity: usize,
     /// Jobs that one owner may run at once.
     pub max_running: u32,
+    /// What the gateway holds of uploads at once.
+    pub upload_memory_mib: u32,
+    pub checkpoints: Checkpoints,
     pub operator_secrets: BTreeMap<String, SecretString>,
     /// The operator's own adapters, by the agent's name; they come before the built-in ones.
     pub adapters: BTreeMap<String, PathBuf>,

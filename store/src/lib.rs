@@ -38,7 +38,7 @@ pub use files::FileBlobs;
 pub use job_store::*;
 #[cfg(feature = "embedded")]
 pub use local_vault::LocalVault;
-pub use purge::purge;
+pub use purge::{forget_checkpoint, purge};
 pub use references::*;
 pub use signals::*;
 #[cfg(feature = "embedded")]

@@ -31,6 +31,7 @@ pub(crate) async fn cancel_job(
             if job.state.is_final() {
                 state.metrics.cancelled_while_queued();
             }
+            ckrv_store::forget_checkpoint(&state.stores, &job).await;
             tell_worker(&state, &job).await;
             audit(&state, &who, "job.cancel", id).await;
             job

@@ -358,6 +358,8 @@ fn settings(
         cache: Some(data.join("cache")),
         capacity: config.capacity.unwrap_or(if config.kubernetes.is_some() { CLUSTER_CAPACITY } else { processors * 2 }).max(1),
         max_running: config.max_running,
+        upload_memory_mib: config.upload_memory_mib,
+        checkpoints: config.checkpoints,
         operator_secrets,
         adapters: config.adapter_files()?,
         link_span: crate::logging::link_span(),

@@ -8,7 +8,9 @@ use ckrv_api::OidcConfig;
 use ckrv_api::Tiers;
 use ckrv_core::policy::Policy;
 use ckrv_core::wire::Tier;
+use ckrv_orchestrator::gateway::LARGEST_ARTIFACT;
 use ckrv_orchestrator::launch_choice::Cluster;
+use ckrv_orchestrator::settings::Checkpoints;
 use ckrv_store::StoreConfig;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -37,6 +39,10 @@ pub struct ServerConfig {
     pub capacity: Option<usize>,
     /// Jobs of one user that run at once.
     pub max_running: u32,
+    /// What the gateway holds in memory of uploads at once; who finds no room comes again.
+    pub upload_memory_mib: u32,
+    /// `[checkpoints]`: how often what an agent has changed is kept for the next attempt.
+    pub checkpoints: Checkpoints,
     /// Days for which results and logs are kept.
     pub retention_days: u32,
     /// Seconds instead, for tests of the retention itself.
@@ -128,6 +134,8 @@ impl Default for ServerConfig {
             ca_file: None,
             capacity: None,
             max_running: 8,
+            upload_memory_mib: 128,
+            checkpoints: Checkpoints::default(),
             retention_days: 7,
             retention_seconds: None,
             login_interval_seconds: 5,
@@ -166,8 +174,17 @@ impl ServerConfig {
             config.policy.local.entry(image).or_insert(command);
         }
         config.policy.check().map_err(|error| bad(format!("{}: {error}", path.display())))?;
+        config.check_uploads().map_err(|error| bad(format!("{}: {error}", path.display())))?;
         config.check_cluster().map_err(|error| bad(format!("{}: {error}", path.display())))?;
         Ok(config)
+    }
+
+    fn check_uploads(&self) -> Result<(), String> {
+        let least = LARGEST_ARTIFACT >> 20;
+        if u64::from(self.upload_memory_mib) < least {
+            return Err(format!("`upload_memory_mib` must be at least {least}: the largest artifact"));
+        }
+        self.checkpoints.check()
     }
 
     fn check_cluster(&self) -> Result<(), String> {

@@ -129,19 +129,28 @@ impl Gateway {
     }
 
     pub async fn artifact(&self, name: &str, content: bytes::Bytes) -> Result<Artifact, GatewayError> {
-        let stored: Stored = self
-            .again(|| async {
-                let response = self
-                    .client
-                    .put(format!("{}/artifacts/{name}", self.base))
-                    .bearer_auth(self.bearer.token().expose_secret())
-                    .body(content.clone())
-                    .send()
-                    .await;
-                decode(response).await
-            })
-            .await?;
+        let path = format!("artifacts/{name}");
+        let stored: Stored = self.again(|| async { decode(self.put(&path, &content)?.send().await).await }).await?;
         Ok(Artifact { name: name.to_owned(), key: stored.key, bytes: stored.bytes, sha256: stored.sha256 })
+    }
+
+    /// Keeps what the agent has changed so far: the `number`th of this attempt.
+    pub async fn checkpoint(&self, number: u32, content: bytes::Bytes) -> Result<(), GatewayError> {
+        let path = format!("checkpoints/{number}");
+        self.again(|| async { checked(self.put(&path, &content)?.send().await).await.map(drop) }).await
+    }
+
+    /// The newest checkpoint of any attempt; `None`: there is none any more.
+    pub async fn newest_checkpoint(&self) -> Result<Option<bytes::Bytes>, GatewayError> {
+        let fetched = self.again(|| async {
+            let request = self.client.get(format!("{}/checkpoint", self.base)).bearer_auth(self.bearer.token().expose_secret());
+            checked(request.send().await).await?.bytes().await.map_err(GatewayError::Away)
+        });
+        match fetched.await {
+            Ok(content) => Ok(Some(content)),
+            Err(GatewayError::Denied(Denial::Missing(_))) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub async fn credential(&self) -> Result<Option<GitCredential>, GatewayError> {
@@ -168,6 +177,15 @@ impl Gateway {
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, GatewayError> {
         decode(self.client.get(format!("{}/{path}", self.base)).bearer_auth(self.bearer.token().expose_secret()).send().await)
             .await
+    }
+
+    /// What is too large is not sent: whoever is refused in the middle of sending may never hear why.
+    fn put(&self, path: &str, content: &bytes::Bytes) -> Result<reqwest::RequestBuilder, GatewayError> {
+        if content.len() as u64 > LARGEST_ARTIFACT {
+            return Err(GatewayError::Denied(Denial::TooLarge(LARGEST_ARTIFACT >> 20)));
+        }
+        let request = self.client.put(format!("{}/{path}", self.base)).bearer_auth(self.bearer.token().expose_secret());
+        Ok(request.body(content.clone()))
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, GatewayError> {

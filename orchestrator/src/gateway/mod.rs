@@ -5,11 +5,15 @@
 
 mod bearer;
 mod client;
+mod denied;
+mod intake;
 mod listen;
 mod once;
 mod pod_identity;
 mod proof;
+mod secrets;
 mod server;
+mod uploads;
 mod wire;
 
 pub use bearer::OnToken;

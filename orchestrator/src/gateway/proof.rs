@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use axum::extract::{Path as UrlPath, Request, State as AxumState};
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ckrv_core::id::{ClaimId, Fence, JobId};
 use tracing::Instrument as _;
 
 use super::TRACEPARENT;
+use super::denied::Denied;
 use super::pod_identity::PodIdentity;
-use super::server::{Denied, GatewayServer, attempt_routes};
+use super::server::{GatewayServer, attempt_routes};
 use super::wire::Denial;
 use crate::metrics::Part;
 use crate::trace;
@@ -34,7 +36,7 @@ struct Checked {
 
 pub(super) fn router(gateway: Arc<GatewayServer>, proof: Proof) -> axum::Router {
     let checked = Checked { gateway: Arc::clone(&gateway), proof };
-    let attempt = attempt_routes().layer(axum::middleware::from_fn_with_state(checked, authenticate));
+    let attempt = attempt_routes(&gateway).layer(axum::middleware::from_fn_with_state(checked, authenticate));
     axum::Router::new().nest("/attempts/{job}/{fence}/{claim}", attempt).with_state(gateway)
 }
 
@@ -71,7 +73,8 @@ async fn authenticate(
     let given = request.headers().get(TRACEPARENT).and_then(|value| value.to_str().ok());
     let span = trace::request_span(gateway.settings().link_span, request.uri().path(), job, fence, given);
     let response = next.run(request).instrument(span).await;
-    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+    // One that was asked to come again found no room, which is no fault of the store's.
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE && !response.headers().contains_key(RETRY_AFTER) {
         gateway.metrics().store_failed(Part::Gateway);
     }
     response

@@ -5,35 +5,32 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State as AxumState};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post, put};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ckrv_core::id::{ClaimId, Fence, JobId};
 use ckrv_core::job::JobRecord;
 use ckrv_core::machine::{Finish, Refusal, Verb};
-use ckrv_store::{
-    AppendError, PutBlobError, Reference, ReferenceError, SealContext, SecretValue, Signal, StoreError, Stores, VerbError,
-};
+use ckrv_store::{AppendError, Signal, Stores};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::{SignedDuration, Timestamp};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use super::denied::Denied;
+use super::intake::{Intake, weigh_artifact, weigh_message};
 use super::once::Once;
 use super::wire::*;
+use super::{secrets, uploads};
 use crate::dispatch::compact_log;
-use crate::git::GitCredential;
 use crate::launch_choice::LauncherChoice;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::trace;
 
-/// Largest artifact or log batch that a job runner may send.
-const MAX_BODY: usize = 600 * 1024 * 1024;
 /// How long a follower counts as watching after its last sign.
 const WATCH_MEMORY: Duration = Duration::from_secs(15);
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -45,6 +42,7 @@ pub struct GatewayServer {
     clock: fn() -> Timestamp,
     once: Once,
     watched: Mutex<HashMap<JobId, Instant>>,
+    intake: Intake,
     metrics: Metrics,
 }
 
@@ -54,14 +52,15 @@ impl std::fmt::Debug for GatewayServer {
     }
 }
 
-type Shared = AxumState<Arc<GatewayServer>>;
-type Attempt = UrlPath<(JobId, Fence, ClaimId)>;
+pub(super) type Shared = AxumState<Arc<GatewayServer>>;
+pub(super) type Attempt = UrlPath<(JobId, Fence, ClaimId)>;
 
 impl GatewayServer {
     /// `key` makes the attempts' tokens; it must be the same after a restart, since job runners live on.
     #[must_use]
     pub fn new(stores: Stores, settings: Arc<Settings>, key: SecretString, clock: fn() -> Timestamp) -> Arc<Self> {
         Arc::new(Self {
+            intake: Intake::new(settings.upload_memory_mib),
             stores,
             settings,
             key,
@@ -94,6 +93,22 @@ impl GatewayServer {
         &self.settings
     }
 
+    pub(super) fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
+    pub(super) fn once(&self) -> &Once {
+        &self.once
+    }
+
+    pub(super) fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
     pub(super) fn signals(&self) -> tokio::sync::broadcast::Receiver<Signal> {
         self.stores.signals.subscribe()
     }
@@ -122,7 +137,7 @@ impl GatewayServer {
     }
 
     /// The record, if this attempt still holds it.
-    async fn held(&self, job: JobId, fence: Fence, claim: ClaimId) -> Result<JobRecord, Denied> {
+    pub(super) async fn held(&self, job: JobId, fence: Fence, claim: ClaimId) -> Result<JobRecord, Denied> {
         let record = self.stores.jobs.job(job).await?.ok_or_else(|| Denied(Denial::Missing("the job".to_owned())))?;
         if record.state.is_final() {
             return Err(Denied(Denial::Refused(Refusal::Ended)));
@@ -138,61 +153,25 @@ impl GatewayServer {
 }
 
 /// What a job runner may ask, each of it for one attempt.
-pub(super) fn attempt_routes() -> axum::Router<Arc<GatewayServer>> {
+pub(super) fn attempt_routes(gateway: &Arc<GatewayServer>) -> axum::Router<Arc<GatewayServer>> {
+    let uploading = axum::Router::new()
+        .route("/artifacts/{name}", put(uploads::artifact))
+        .route("/checkpoints/{number}", put(uploads::put_checkpoint))
+        .layer(from_fn_with_state(Arc::clone(gateway), weigh_artifact));
     axum::Router::new()
         .route("/job", get(job))
         .route("/beat", post(beat))
         .route("/attention", get(attention))
         .route("/advance", post(advance))
         .route("/log", post(log))
-        .route("/artifacts/{name}", put(artifact))
-        .route("/credential", post(credential))
-        .route("/secrets/{slot}", post(secret))
+        .route("/credential", post(secrets::credential))
+        .route("/secrets/{slot}", post(secrets::secret))
         .route("/release", post(release))
         .route("/finish", post(finish))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-}
-
-pub(super) struct Denied(pub(super) Denial);
-
-impl IntoResponse for Denied {
-    fn into_response(self) -> Response {
-        let status = match &self.0 {
-            Denial::Unauthorized => StatusCode::UNAUTHORIZED,
-            Denial::Missing(_) => StatusCode::NOT_FOUND,
-            Denial::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Denial::Fault => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::CONFLICT,
-        };
-        (status, Json(self.0)).into_response()
-    }
-}
-
-impl From<StoreError> for Denied {
-    fn from(error: StoreError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the store failed a job runner's request");
-        Self(Denial::Fault)
-    }
-}
-
-impl From<ReferenceError> for Denied {
-    fn from(error: ReferenceError) -> Self {
-        match error {
-            ReferenceError::Store(error) => error.into(),
-            ReferenceError::NotFound(name) => Self(Denial::Missing(format!("the secret `{name}` of the secrets manager"))),
-            ReferenceError::Refused(_) => Self(Denial::Missing("the secret that a reference names".to_owned())),
-        }
-    }
-}
-
-impl From<VerbError> for Denied {
-    fn from(error: VerbError) -> Self {
-        match error {
-            VerbError::NotFound => Self(Denial::Missing("the job".to_owned())),
-            VerbError::Refused { refusal, .. } => Self(Denial::Refused(refusal)),
-            VerbError::Store(error) => error.into(),
-        }
-    }
+        .route("/checkpoint", get(uploads::newest_checkpoint))
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(Arc::clone(gateway), weigh_message))
+        .merge(uploading)
 }
 
 async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<JobView>, Denied> {
@@ -209,6 +188,7 @@ async fn job(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) 
         ca_file: settings.ca_file.clone(),
         cache: settings.cache.clone(),
         log_pace: settings.pace.log,
+        checkpoints: settings.checkpoints,
         files: OperatorFiles::default(),
     };
     let view = for_pods(view).await.map_err(|error| {
@@ -233,7 +213,7 @@ async fn for_pods(mut view: JobView) -> std::io::Result<JobView> {
 }
 
 async fn beat(AxumState(gateway): Shared, UrlPath((job, fence, claim)): Attempt) -> Result<Json<BeatAnswer>, Denied> {
-    let now = (gateway.clock)();
+    let now = gateway.now();
     let until = now + crate::settings::LEASE;
     let record = gateway.stores.jobs.apply(job, &Verb::Beat { claim, fence, until }, now).await?;
     Ok(Json(BeatAnswer { cancel: record.cancel_at.is_some(), deadline: record.deadline }))
@@ -278,7 +258,7 @@ async fn advance(
     Json(body): Json<AdvanceRequest>,
 ) -> Result<StatusCode, Denied> {
     let verb = Verb::Advance { claim, fence, to: body.to, facts: body.facts };
-    let record = gateway.stores.jobs.apply(job, &verb, (gateway.clock)()).await?;
+    let record = gateway.stores.jobs.apply(job, &verb, gateway.now()).await?;
     trace::note_attempt(record.attempt);
     tracing::debug!(state = %record.state, "a job went on");
     Ok(StatusCode::NO_CONTENT)
@@ -291,7 +271,7 @@ async fn log(
 ) -> Result<StatusCode, Denied> {
     match gateway.stores.jobs.append_log(job, claim, fence, &body.entries).await {
         Ok(()) => {
-            gateway.metrics.log_appended(body.entries.first().map(|entry| entry.timestamp), (gateway.clock)());
+            gateway.metrics.log_appended(body.entries.first().map(|entry| entry.timestamp), gateway.now());
             Ok(StatusCode::NO_CONTENT)
         }
         Err(AppendError::Closed) => Err(Denied(Denial::LogClosed)),
@@ -300,90 +280,12 @@ async fn log(
     }
 }
 
-async fn artifact(
-    AxumState(gateway): Shared,
-    UrlPath((job, fence, claim, name)): UrlPath<(JobId, Fence, ClaimId, String)>,
-    body: Bytes,
-) -> Result<Json<Stored>, Denied> {
-    if !["diff", "transcript", "log", "manifest"].contains(&name.as_str()) {
-        return Err(Denied(Denial::Invalid(format!("`{name}` is not the name of an artifact"))));
-    }
-    gateway.held(job, fence, claim).await?;
-    let key = format!("jobs/{job}/{fence}/{name}");
-    let stored = Stored { key: key.clone(), sha256: hex::encode(Sha256::digest(&body)), bytes: body.len() as u64 };
-    match gateway.stores.blobs.put(&key, body).await {
-        Ok(()) => Ok(Json(stored)),
-        Err(PutBlobError::Conflict(_)) => Err(Denied(Denial::ArtifactConflict)),
-        Err(PutBlobError::Store(error)) => Err(error.into()),
-    }
-}
-
-async fn credential(
-    AxumState(gateway): Shared,
-    UrlPath((job, fence, claim)): Attempt,
-    Json(body): Json<SecretRequest>,
-) -> Result<Json<Option<GitCredential>>, Denied> {
-    let record = gateway.held(job, fence, claim).await?;
-    let Some(name) = &record.request.git_credential_name else {
-        return Ok(Json(None));
-    };
-    if !gateway.once.allow(job, fence, "git", &body.nonce) {
-        return Err(Denied(Denial::HandedOut));
-    }
-    let missing = || Denied(Denial::Missing(format!("the credential `{name}`")));
-    let credential = gateway.stores.accounts.credential(record.owner, name).await?.ok_or_else(missing)?;
-    let owner = record.owner.to_string();
-    let value = gateway.stores.opener.open(SealContext { owner: &owner, kind: "credential", name }, &credential.value).await?;
-    gateway.stores.accounts.credential_used(record.owner, name, (gateway.clock)()).await?;
-    Ok(Json(Some(GitCredential {
-        name: credential.name,
-        provider: credential.provider,
-        credential_type: credential.credential_type,
-        hosts: credential.hosts,
-        known_hosts: credential.known_hosts,
-        value,
-    })))
-}
-
-async fn secret(
-    AxumState(gateway): Shared,
-    UrlPath((job, fence, claim, slot)): UrlPath<(JobId, Fence, ClaimId, String)>,
-    Json(body): Json<SecretRequest>,
-) -> Result<Json<SecretAnswer>, Denied> {
-    let record = gateway.held(job, fence, claim).await?;
-    if !gateway.once.allow(job, fence, &slot, &body.nonce) {
-        return Err(Denied(Denial::HandedOut));
-    }
-    // Slot <- the name that the job gives it, else the owner's own secret of that name, else the operator's.
-    let given = record.request.secrets.get(&slot);
-    let name = given.unwrap_or(&slot);
-    if let Some(secret) = gateway.stores.accounts.secret(record.owner, name).await? {
-        let owner = record.owner.to_string();
-        let value = match &secret.value {
-            SecretValue::Sealed(sealed) => {
-                gateway.stores.opener.open(SealContext { owner: &owner, kind: "secret", name }, sealed).await?
-            }
-            // Checked again: the record says what its owner once might name, the rule of today says what they may.
-            SecretValue::Reference { reference } => {
-                let reference = Reference::parse(record.owner, reference)?;
-                gateway.stores.references.resolve(&reference).await?
-            }
-        };
-        gateway.stores.accounts.secret_used(record.owner, name, (gateway.clock)()).await?;
-        return Ok(Json(SecretAnswer { value: Some(value) }));
-    }
-    if given.is_some() {
-        return Err(Denied(Denial::Missing(format!("the secret `{name}`"))));
-    }
-    Ok(Json(SecretAnswer { value: gateway.settings.operator_secrets.get(&slot).cloned() }))
-}
-
 async fn release(
     AxumState(gateway): Shared,
     UrlPath((job, fence, claim)): Attempt,
     Json(body): Json<ReleaseRequest>,
 ) -> Result<StatusCode, Denied> {
-    let now = (gateway.clock)();
+    let now = gateway.now();
     let not_before = now + SignedDuration::from_secs(i64::from(body.not_before_seconds.min(3600)));
     let record = gateway.stores.jobs.apply(job, &Verb::Release { claim, fence, not_before, note: body.note }, now).await?;
     trace::note_attempt(record.attempt);
@@ -401,14 +303,17 @@ async fn finish(
     if body.artifacts.iter().any(|artifact| !artifact.key.starts_with(&prefix)) {
         return Err(Denied(Denial::Invalid("an artifact of another attempt can't be published".to_owned())));
     }
-    let now = (gateway.clock)();
+    let now = gateway.now();
     let record = gateway.stores.jobs.apply(job, &Verb::Finish { claim, fence, finish: Box::new(body) }, now).await?;
     trace::note_attempt(record.attempt);
     gateway.metrics.ended(&record, now);
     tracing::info!(state = %record.state, class = ?record.outcome.as_ref().map(|outcome| outcome.class), "a job ended");
     let stores = gateway.stores.clone();
     // The job runner need not wait for it.
-    tokio::spawn(async move { compact_log(&stores, job).await });
+    tokio::spawn(async move {
+        compact_log(&stores, job).await;
+        ckrv_store::forget_checkpoint(&stores, &record).await;
+    });
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -15,7 +15,12 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use crate::launch_choice::LauncherChoice;
-use crate::settings::LogPace;
+use crate::settings::{Checkpoints, LogPace};
+
+/// A diff, a transcript, a checkpoint: what a job runner may upload at once.
+pub const LARGEST_ARTIFACT: u64 = 100 << 20;
+/// Anything else that it says, log entries above all.
+pub const LARGEST_MESSAGE: u64 = 32 << 20;
 
 /// In a job pod: the token that names it to the gateway, and the gateway's authority.
 pub const POD_GATEWAY: &str = "/var/run/ckrv/gateway";
@@ -91,6 +96,8 @@ pub struct JobView {
     pub adapter: Option<PathBuf>,
     #[serde(default)]
     pub log_pace: LogPace,
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
     /// The files themselves, where the job runner can't read the server's.
     #[serde(default)]
     pub files: OperatorFiles,
@@ -218,6 +225,11 @@ pub enum Denial {
     Unauthorized,
     #[error("the request is not valid: {0}")]
     Invalid(String),
+    #[error("it has more than {0} MiB")]
+    TooLarge(u64),
+    /// Worth trying again, a moment later.
+    #[error("too much is being uploaded at once; try again")]
+    Busy,
     /// Worth trying again.
     #[error("the service has a fault; try again")]
     Fault,

@@ -5,25 +5,34 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command as StdCommand, Stdio};
 
-use ckrv_core::tree::{RefusedPath, check_path, check_symlink};
+use ckrv_core::tree::{RefusedPath, check_path, check_symlink, display_path};
 
 use super::{Git, GitError};
 
 #[derive(Clone, Debug)]
 pub struct CheckoutOptions {
+    /// Whose files are written.
     pub commit: String,
-    /// The branch that the fresh `.git` is on; `None`: no `.git` at all.
-    pub branch: Option<String>,
+    /// `None`: no `.git` at all.
+    pub repository: Option<Repository>,
+}
+
+/// The fresh `.git`.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    pub branch: String,
+    /// Where the branch is. The files are another commit's where an interrupted attempt's changes are in them: git then tells them as changed.
+    pub head: String,
 }
 
 /// One blob of the tree.
-struct Entry {
-    mode: u32,
-    sha: String,
-    path: Vec<u8>,
+pub(super) struct Entry {
+    pub mode: u32,
+    pub sha: String,
+    pub path: Vec<u8>,
 }
 
-/// Writes the tar. Gives the entries that were left out: links that point out of the tree, paths that are never accepted.
+/// Writes the tar. Gives the entries that were left out: links that point out of the tree, paths that are never accepted, submodules.
 ///
 /// # Errors
 /// When an object can't be read or the tar can't be written.
@@ -33,27 +42,34 @@ pub async fn write_checkout<W: Write + Send + 'static>(
     out: W,
 ) -> Result<(W, Vec<RefusedPath>), GitError> {
     let listing = git.run(["ls-tree", "-r", "-z", "--full-tree", &options.commit]).await?;
-    let entries = parse_listing(&listing)?;
+    let (entries, submodules) = parse_listing(&listing)?;
     let mut repository = Vec::new();
-    if let Some(branch) = &options.branch {
-        repository = fresh_repository(git, &options.commit, branch).await?;
+    if let Some(Repository { branch, head }) = &options.repository {
+        repository = fresh_repository(git, head, branch).await?;
     }
     let batch = git.command(["cat-file", "--batch"]);
-    tokio::task::spawn_blocking(move || write_tar(batch.into_std(), &entries, &repository, out))
+    let (out, mut refused) = tokio::task::spawn_blocking(move || write_tar(batch.into_std(), &entries, &repository, out))
         .await
-        .map_err(|error| GitError::Unexpected { command: "checkout".to_owned(), reason: error.to_string() })?
+        .map_err(|error| GitError::Unexpected { command: "checkout".to_owned(), reason: error.to_string() })??;
+    refused.extend(submodules);
+    Ok((out, refused))
 }
 
-fn parse_listing(listing: &[u8]) -> Result<Vec<Entry>, GitError> {
+fn parse_listing(listing: &[u8]) -> Result<(Vec<Entry>, Vec<RefusedPath>), GitError> {
     let odd = || GitError::Unexpected { command: "ls-tree".to_owned(), reason: "its output has an unknown form".to_owned() };
-    let mut entries = Vec::new();
+    let (mut entries, mut refused) = (Vec::new(), Vec::new());
     for record in listing.split(|byte| *byte == 0).filter(|record| !record.is_empty()) {
         let tab = record.iter().position(|byte| *byte == b'\t').ok_or_else(odd)?;
         let head = std::str::from_utf8(&record[..tab]).map_err(|_| odd())?;
         let mut words = head.split(' ');
         let (mode, kind, sha) = (words.next().ok_or_else(odd)?, words.next().ok_or_else(odd)?, words.next().ok_or_else(odd)?);
-        if kind == "blob" {
-            // A submodule is a commit: it has no content here, and stays as it is in the result.
+        if kind == "commit" {
+            // It has no content here, and stays as it is in the result. Its URL is the repository's word, and nobody follows it.
+            refused.push(RefusedPath {
+                path: display_path(&record[tab + 1..]),
+                reason: "it is a submodule, and those are not fetched",
+            });
+        } else if kind == "blob" {
             entries.push(Entry {
                 mode: u32::from_str_radix(mode, 8).map_err(|_| odd())?,
                 sha: sha.to_owned(),
@@ -61,10 +77,10 @@ fn parse_listing(listing: &[u8]) -> Result<Vec<Entry>, GitError> {
             });
         }
     }
-    Ok(entries)
+    Ok((entries, refused))
 }
 
-fn write_tar<W: Write>(
+pub(super) fn write_tar<W: Write>(
     mut batch: StdCommand,
     entries: &[Entry],
     repository: &[(String, Vec<u8>)],

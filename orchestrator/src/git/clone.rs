@@ -95,7 +95,7 @@ pub fn host_of(url: &str) -> Option<(String, bool)> {
 /// See [`CloneError`]; each says what the job's owner can do.
 pub async fn clone_base(git: &Git, access: &Access, request: &CloneRequest) -> Result<Base, CloneError> {
     git.init().await?;
-    let url = if request.url.starts_with('/') { format!("file://{}", request.url) } else { request.url.clone() };
+    let url = address(request);
     let mut last = None;
     for kind in ["heads", "tags"] {
         let refspec = format!("+refs/{kind}/{}:{BASE_REF}", request.base);
@@ -110,6 +110,18 @@ pub async fn clone_base(git: &Git, access: &Access, request: &CloneRequest) -> R
     }
     debug_assert!(last.is_some());
     Err(missing_base(git, access, &url, &request.base).await)
+}
+
+/// Fetches one more commit: the one that an earlier attempt began at, where the branch has gone on since.
+///
+/// # Errors
+/// Servers need not give a commit that no branch is at.
+pub async fn fetch_commit(git: &Git, access: &Access, request: &CloneRequest, sha: &str) -> Result<(), CloneError> {
+    fetch(git, access, &address(request), &format!("+{sha}:{BASE_REF}")).await
+}
+
+fn address(request: &CloneRequest) -> String {
+    if request.url.starts_with('/') { format!("file://{}", request.url) } else { request.url.clone() }
 }
 
 async fn fetch(git: &Git, access: &Access, url: &str, refspec: &str) -> Result<(), CloneError> {

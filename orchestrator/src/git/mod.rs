@@ -2,6 +2,7 @@
 //! transports that a job may use. It runs in the job runner's own bare repository, never in a folder where an agent can write.
 
 mod access;
+mod changes;
 mod checkout;
 mod clone;
 mod ignored;
@@ -9,8 +10,9 @@ mod known_hosts;
 mod result;
 
 pub use access::{Access, AccessError, GitCredential, askpass};
-pub use checkout::{CheckoutOptions, write_checkout};
-pub use clone::{Base, CloneError, CloneRequest, clone_base, host_of};
+pub use changes::{Changes, write_changes};
+pub use checkout::{CheckoutOptions, Repository, write_checkout};
+pub use clone::{Base, CloneError, CloneRequest, clone_base, fetch_commit, host_of};
 pub use ignored::Ignored;
 pub use result::{CommitInfo, Committed, Diff, ResultError, ResultLimits, commit_result, diff};
 
@@ -127,6 +129,21 @@ impl Git {
         std::fs::create_dir_all(&self.dir).map_err(GitError::io(format!("can't make {}", self.dir.display())))?;
         // An empty template: a machine's own template could bring hooks.
         self.run(["init", "--quiet", "--bare", "--template=", "--initial-branch=main"]).await.map(drop)
+    }
+
+    /// A new repository that has this one's objects besides its own: for commits that nobody keeps.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub async fn borrowing(&self, dir: PathBuf) -> Result<Self, GitError> {
+        let borrower = Self { dir, ..self.clone() };
+        borrower.init().await?;
+        let lender = std::path::absolute(&self.dir).map_err(GitError::io("can't tell a repository's place"))?;
+        let info = borrower.dir.join("objects/info");
+        std::fs::create_dir_all(&info)
+            .and_then(|()| std::fs::write(info.join("alternates"), format!("{}\n", lender.join("objects").display())))
+            .map_err(GitError::io("can't lend objects"))?;
+        Ok(borrower)
     }
 
     /// Runs a command and gives its output as one trimmed line.

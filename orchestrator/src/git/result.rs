@@ -199,24 +199,32 @@ fn quoted(path: &[u8]) -> Vec<u8> {
 /// The difference between two commits: binary files whole, renames told, nothing of the repository's own configuration used.
 ///
 /// # Errors
-/// When git fails.
-pub async fn diff(git: &Git, from: &str, to: &str) -> Result<Diff, GitError> {
-    let content = git
-        .run([
-            "diff",
-            "--binary",
-            "--full-index",
-            "--no-color",
-            "--no-ext-diff",
-            "--no-textconv",
-            "--find-renames",
-            "--src-prefix=a/",
-            "--dst-prefix=b/",
-            from,
-            to,
-            "--",
-        ])
-        .await?;
+/// When it has more than `most` bytes, or when git fails.
+pub async fn diff(git: &Git, from: &str, to: &str, most: u64) -> Result<Diff, ResultError> {
+    // Into a file first: the content of a result has a limit, but its diff is not known to be smaller.
+    let file = tempfile::NamedTempFile::new_in(git.dir()).map_err(GitError::io("can't make a file for the diff"))?;
+    let output = format!("--output={}", file.path().display());
+    git.run([
+        "diff",
+        &output,
+        "--binary",
+        "--full-index",
+        "--no-color",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--find-renames",
+        "--src-prefix=a/",
+        "--dst-prefix=b/",
+        from,
+        to,
+        "--",
+    ])
+    .await?;
+    let read = |error| GitError::io("can't read the diff")(error);
+    if file.as_file().metadata().map_err(read)?.len() > most {
+        return Err(ResultError::TooLarge { limit: format!("{} MiB of diff", most >> 20) });
+    }
+    let content = std::fs::read(file.path()).map_err(read)?;
     let numbers = git.run(["diff", "--numstat", "-z", "--no-ext-diff", "--no-textconv", "--no-renames", from, to, "--"]).await?;
     let mut stat = DiffStat::default();
     for record in numbers.split(|byte| *byte == 0).filter(|record| !record.is_empty()) {

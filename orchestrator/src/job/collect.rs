@@ -5,15 +5,15 @@ use std::path::Path;
 use super::Context;
 use super::failure::Failure;
 use super::log::names;
-use super::prepare::Prepared;
+use super::prepare::{Prepared, Start};
 use super::sandbox::Sandbox;
 use crate::git::{CommitInfo, ResultLimits, commit_result};
 use crate::launch::CollectLimits;
 
 /// Takes the changes out of the sandbox and commits them.
-pub async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, parent: &str) -> Result<String, Failure> {
+pub async fn collect(context: &Context, prepared: &Prepared, sandbox: &mut Sandbox, start: &Start) -> Result<String, Failure> {
     let path = context.dir.join("changes.tar");
-    let head = commit(context, prepared, sandbox, parent, &path).await;
+    let head = commit(context, prepared, sandbox, start, &path).await;
     // Whatever came of it: what is refused for the secret in it must not stay here either.
     let _ = std::fs::remove_file(&path);
     head
@@ -23,11 +23,11 @@ async fn commit(
     context: &Context,
     prepared: &Prepared,
     sandbox: &mut Sandbox,
-    parent: &str,
+    start: &Start,
     path: &Path,
 ) -> Result<String, Failure> {
     let limits = ResultLimits::default();
-    let ignored = crate::git::Ignored::of(&prepared.git, parent).await?;
+    let ignored = crate::git::Ignored::of(&prepared.git, &start.head).await?;
     let mut file = tokio::fs::File::create(path).await.map_err(|error| Failure::infrastructure("the changes", &error))?;
     let bounds = CollectLimits { max_entries: 2_000_000, max_bytes: limits.max_bytes };
     let collected =
@@ -43,7 +43,7 @@ async fn commit(
         context.log.info("ckrv", format!("{} new files that .gitignore names were left out", collection.skipped.len()));
     }
     let info = CommitInfo {
-        parent: parent.to_owned(),
+        parent: start.tree.clone(),
         branch: prepared.branch.clone(),
         subject: format!("ckrv: {}", context.spec.id),
         at: crate::clock::now(),

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use ckrv_core::job::{Facts, Outcome, OutcomeClass};
 use ckrv_core::machine;
-use ckrv_core::plan::{self, Decision, ExitStatus, PastRun, Phase, Resources, RunOutcome};
+use ckrv_core::plan::{Decision, ExitStatus, PastRun, Phase, Resources, RunOutcome};
 use tokio::sync::mpsc;
 
-use super::Context;
 use super::collect::collect;
 use super::failure::{Failure, out_of_memory};
 use super::output::{Reader, add_usage, over_limit, write_event};
-use super::plan::{Agent, Planned, blocking, plan, seconds_left};
-use super::prepare::Prepared;
+use super::plan::{Agent, Planned, blocking, plan};
+use super::prepare::{Prepared, Start};
+use super::run_spec::run_spec;
 use super::sandbox::{Place, Sandbox};
 use super::verify::{describe, exit_status, run_commands};
+use super::{Context, checkpoint};
 use crate::adapter::Verdict;
-use crate::launch::{self, Egress, Hung, PlacedFile, Route, RunSpec, StopSignal, Watchdog};
-use crate::launch_choice::LauncherChoice;
+use crate::launch::{self, Hung};
 
 /// Agent runs of one execution: the first and its retries.
 const MAX_RUNS: u32 = 4;
@@ -69,22 +69,23 @@ async fn execute_in_one(
     first: &Planned,
     facts: &mut Facts,
 ) -> Result<String, Failure> {
-    let parent = facts.head_sha.clone().unwrap_or_else(|| prepared.base.clone());
+    let start = Start::of(prepared, facts);
     let place = Place {
         name: format!("run{}", agent.run_number),
         image: &first.granted.request.image,
         resources: resources(agent, first),
     };
     agent.image = Some(first.granted.request.image.clone());
-    let mut sandbox = Sandbox::open(context, &prepared.git, &parent, &prepared.branch, place).await?;
+    agent.resources = Some(place.resources);
+    let mut sandbox = Sandbox::open(context, &prepared.git, &start, &prepared.branch, place).await?;
     if let Some(failed) = run_commands(context, &mut sandbox, "setup", &context.spec.setup).await? {
         return Err(Failure::Ends(
             Outcome::new(OutcomeClass::Agent, format!("the setup command `{}` failed: {}", failed.command, failed.how))
                 .hint("see `ckrv logs` for its output"),
         ));
     }
-    run_until_content(context, agent, first, &mut sandbox, facts).await?;
-    let head = collect(context, prepared, &mut sandbox, &parent).await;
+    run_until_content(context, (prepared, &start), agent, first, &mut sandbox, facts).await?;
+    let head = collect(context, prepared, &mut sandbox, &start).await;
     if head.is_ok() {
         sandbox.close().await;
     }
@@ -93,6 +94,7 @@ async fn execute_in_one(
 
 async fn run_until_content(
     context: &Context,
+    from: (&Prepared, &Start),
     agent: &mut Agent,
     first: &Planned,
     sandbox: &mut Sandbox,
@@ -101,7 +103,7 @@ async fn run_until_content(
     let mut again: Option<Planned> = None;
     for _ in 0..MAX_RUNS {
         let planned = again.as_ref().unwrap_or(first);
-        let (exit, verdict) = run_once(context, agent, planned, sandbox, facts).await?;
+        let (exit, verdict) = run_once(context, from, agent, planned, sandbox, facts).await?;
         agent.history.push(PastRun {
             number: agent.run_number,
             phase: Phase::Executing,
@@ -111,6 +113,7 @@ async fn run_until_content(
         let summary = if verdict.summary.is_empty() { String::new() } else { format!(": {}", verdict.summary) };
         context.log.info("ckrv", format!("the agent ended with {}{summary}", describe(&exit)));
         if exit == ExitStatus::Evicted {
+            checkpoint::keep_last(context, from.0, from.1, &sandbox.session.checkpointer(), &mut agent.kept).await;
             return Err(sandbox.evicted().await);
         }
         if exit == ExitStatus::OomKilled {
@@ -151,6 +154,7 @@ fn not_content(verdict: &Verdict, reason: &str) -> Failure {
 /// One run to its end, with the adapter's verdict on it.
 async fn run_once(
     context: &Context,
+    (prepared, start): (&Prepared, &Start),
     agent: &mut Agent,
     planned: &Planned,
     sandbox: &mut Sandbox,
@@ -183,7 +187,12 @@ async fn run_once(
             stopper.stop(false).await;
         }
     });
-    let ended = sandbox.session.run(spec, &sender).await;
+    let checkpointer = sandbox.session.checkpointer();
+    let ended = tokio::select! {
+        biased;
+        ended = sandbox.session.run(spec, &sender) => ended,
+        never = checkpoint::keep(context, prepared, start, checkpointer, &mut agent.kept) => match never {},
+    };
     drop(sender);
     guard.abort();
     let read = reading.await.map_err(|error| Failure::Infrastructure(format!("reading the output failed: {error}")))??;
@@ -259,88 +268,6 @@ fn transcript_file(context: &Context) -> Result<std::fs::File, Failure> {
         .mode(0o600)
         .open(path)
         .map_err(|error| Failure::infrastructure("the transcript", &error))
-}
-
-/// The plan in the launcher's words; paths of the plan become those of the session.
-async fn run_spec(context: &Context, planned: &Planned, sandbox: &Sandbox) -> Result<RunSpec, Failure> {
-    let request = &planned.granted.request;
-    let place = |text: &String| sandbox.placed(text);
-    let mut argv: Vec<String> = request.command.iter().chain(&request.args).map(place).collect();
-    if let LauncherChoice::Process { path, .. } = &context.view.launcher
-        && let Some(program) = argv.first_mut()
-    {
-        let local = context.view.policy.local_command(&request.image)?;
-        super::local_command::check(local, path).await?;
-        local.program.clone_into(program);
-    }
-    let mut env: std::collections::BTreeMap<String, String> =
-        request.env.iter().map(|(name, value)| (name.clone(), place(value))).collect();
-    for secret in &request.secrets {
-        if let Some(value) = planned.secrets.get(&secret.slot) {
-            env.insert(secret.env.clone(), secrecy::ExposeSecret::expose_secret(value).to_owned());
-        }
-    }
-    // For the agent's own telemetry; one that knows nothing of it is not disturbed.
-    if let Some(trace) = context.view.job.trace.as_ref().filter(|_| context.view.policy.trace_agents) {
-        env.entry("TRACEPARENT".to_owned()).or_insert_with(|| trace.clone());
-    }
-    let routes = planned.granted.routes.iter().filter_map(|granted| {
-        let route = &granted.route;
-        Some(Route {
-            base_url_env: route.base_url_env.clone(),
-            path: route.path.clone(),
-            placeholder_env: route.placeholder_env.clone(),
-            upstream: granted.url.clone(),
-            header: route.header.clone(),
-            prefix: route.prefix.clone(),
-            secret: planned.secrets.get(&route.slot)?.clone(),
-        })
-    });
-    let log = context.log.clone();
-    let egress = (!request.egress.is_empty()).then(|| Egress {
-        allow: request.egress.clone(),
-        allow_private: false,
-        on_denied: std::sync::Arc::new(move |denied| {
-            log.warn("ckrv", format!("the agent was denied {}:{} ({:?})", denied.host.escape_debug(), denied.port, denied.reason))
-        }),
-    });
-    let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
-    Ok(RunSpec {
-        argv,
-        env,
-        cwd: launch::BytePath::default(),
-        files: request
-            .files
-            .iter()
-            .map(|file| PlacedFile {
-                place: placement(file.place),
-                path: file.path.clone(),
-                content: place(&file.content),
-                executable: file.executable,
-            })
-            .collect(),
-        stdin: request.stdin.clone(),
-        stop_signal: match request.stop.signal {
-            plan::StopSignal::Term => StopSignal::Term,
-            plan::StopSignal::Int => StopSignal::Int,
-            plan::StopSignal::Hup => StopSignal::Hup,
-        },
-        grace_seconds: request.stop.grace_seconds,
-        deadline_seconds: seconds_left(context),
-        watchdog: Some(Watchdog {
-            first_output: seconds(request.watchdog.first_output_seconds),
-            idle: seconds(request.watchdog.idle_seconds),
-        }),
-        routes: routes.collect(),
-        egress,
-    })
-}
-
-fn placement(place: plan::Place) -> launch::Place {
-    match place {
-        plan::Place::Home => launch::Place::Home,
-        plan::Place::Context => launch::Place::Context,
-    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! The job runner: one process for one attempt of one job. Prepare, plan, execute, verify, publish; whatever happens, it ends with one
 //! report to the gateway, or with none if somebody else took over.
 
+mod checkpoint;
 mod collect;
+mod egress;
 mod execute;
 mod failure;
+mod leaving;
 mod local_command;
 mod log;
 mod output;
 mod plan;
 mod prepare;
 mod publish;
+mod run_spec;
 mod sandbox;
 mod stop;
 mod verify;
@@ -29,6 +33,7 @@ use crate::gateway::{ClientError, Gateway, JobView, Task};
 use crate::launch::kubernetes::{KubernetesLauncher, PodIdentity};
 use crate::trace::{self, LinkSpan};
 use failure::Failure;
+use leaving::Leaving;
 use log::JobLog;
 pub use sandbox::JOB_LABEL;
 use sandbox::Sandboxes;
@@ -67,6 +72,7 @@ struct Context {
     program: PathBuf,
     /// The static shim that goes into containers.
     shim: &'static [u8],
+    leaving: Leaving,
     pod: Option<PodIdentity>,
     /// Made with the first agent pod: one door for shims, one watch on pods.
     pods: tokio::sync::OnceCell<KubernetesLauncher>,
@@ -144,10 +150,11 @@ async fn run_traced(task: Task, dir: &Path, shim: &'static [u8], surroundings: S
     tracing::info!(agent = view.job.request.agent, launcher = view.launcher.name(), "runs an attempt");
     let sockets = tempfile::Builder::new().prefix("ckrv-").tempdir().map_err(io("can't make a temporary folder".to_owned()))?;
     let shipping = tokio::spawn(log.clone().ship(gateway.clone(), view.log_pace));
-    let stopper = Stopper::start(&gateway, &log, view.job.deadline, surroundings.leave);
+    let leaving = Leaving::new(surroundings.leave);
+    let stopper = Stopper::start(&gateway, &log, view.job.deadline, leaving.clone().ready());
     let program = std::env::current_exe().map_err(io("can't find this program".to_owned()))?;
     let pod = surroundings.pod;
-    attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim, pod }, &stopper).await;
+    attempt(Parts { gateway, log, view, dir: dir.to_owned(), sockets, program, shim, leaving, pod }, &stopper).await;
     shipping.abort();
     Ok(())
 }
@@ -160,6 +167,7 @@ struct Parts {
     sockets: tempfile::TempDir,
     program: PathBuf,
     shim: &'static [u8],
+    leaving: Leaving,
     pod: Option<PodIdentity>,
 }
 
@@ -171,7 +179,7 @@ struct Ended {
 }
 
 async fn attempt(parts: Parts, stopper: &Stopper) {
-    let Parts { gateway, log, view, dir, sockets, program, shim, pod } = parts;
+    let Parts { gateway, log, view, dir, sockets, program, shim, leaving, pod } = parts;
     announce(&log, &view);
     let sandboxes = Sandboxes::default();
     let mut facts = Facts::default();
@@ -193,6 +201,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         sandboxes: sandboxes.clone(),
         program,
         shim,
+        leaving,
         pod,
         pods: tokio::sync::OnceCell::new(),
         secrets: tokio::sync::Mutex::default(),
@@ -254,7 +263,7 @@ async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, F
     context.gateway.advance(State::Planning, facts).await?;
     let mut agent = plan::load(context, &prepared).instrument(tracing::info_span!("load")).await?;
     let mut repairs = 0;
-    let mut feedback = None;
+    let mut feedback = checkpoint::hint(context, &prepared);
     loop {
         let planned = plan::plan(context, &mut agent, feedback.take()).instrument(tracing::info_span!("plan")).await?;
         context.gateway.advance(State::Executing, facts).await?;

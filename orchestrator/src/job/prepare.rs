@@ -5,15 +5,42 @@ use ckrv_core::job::{Facts, Outcome, OutcomeClass};
 use ckrv_core::repo_url::host_is_private;
 use secrecy::ExposeSecret;
 
-use super::Context;
 use super::failure::Failure;
-use crate::git::{Access, CloneError, CloneRequest, Git, clone_base, host_of};
+use super::{Context, checkpoint};
+use crate::git::{Access, CloneError, CloneRequest, Git, clone_base, fetch_commit, host_of};
 
 /// The job's own repository, with the commit that it starts from.
 pub struct Prepared {
     pub git: Git,
     pub base: String,
     pub branch: String,
+    /// The base with what an interrupted attempt had changed.
+    pub resumed: Option<String>,
+}
+
+/// What a run starts from.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Whose files are put in place, and what changes are told from.
+    pub tree: String,
+    /// Where the agent's own repository is.
+    pub head: String,
+}
+
+impl Start {
+    /// Of a commit, with nothing changed.
+    pub fn at(commit: &str) -> Self {
+        Self { tree: commit.to_owned(), head: commit.to_owned() }
+    }
+
+    /// The earlier run's result, else what an interrupted attempt left, else the base.
+    pub fn of(prepared: &Prepared, facts: &Facts) -> Self {
+        match (&facts.head_sha, &prepared.resumed) {
+            (Some(head), _) => Self::at(head),
+            (None, Some(tree)) => Self { tree: tree.clone(), head: prepared.base.clone() },
+            (None, None) => Self::at(&prepared.base),
+        }
+    }
 }
 
 /// Tries for a repository that can't be reached.
@@ -36,9 +63,10 @@ pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, F
             .map_err(CloneError::from)?,
         None => Access::default(),
     };
+    let left = checkpoint::fetch(context).await;
     let wanted = CloneRequest { url: request.git_repo_url.clone(), base: request.git_base_branch.clone() };
     let mut tries = 1;
-    let base = loop {
+    let mut base = loop {
         match clone_base(&git, &access, &wanted).await {
             Ok(base) => break base,
             Err(error) if error.is_passing() && tries < TRIES => {
@@ -49,6 +77,12 @@ pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, F
             Err(error) => return Err(error.into()),
         }
     };
+    if let Some(left) = left.as_ref().filter(|left| left.base != base.sha) {
+        match fetch_commit(&git, &access, &wanted, &left.base).await {
+            Ok(()) => base.sha.clone_from(&left.base),
+            Err(error) => tracing::debug!(%error, "the commit that an earlier attempt began at can't be fetched"),
+        }
+    }
     drop(access);
     let branch = format!("ckrv/{}-{}", context.spec.id, context.view.job.id.short());
     context.log.info(
@@ -61,7 +95,11 @@ pub async fn prepare(context: &Context, facts: &mut Facts) -> Result<Prepared, F
     );
     facts.base_sha = Some(base.sha.clone());
     facts.feature_branch = Some(branch.clone());
-    Ok(Prepared { git, base: base.sha, branch })
+    let resumed = match left {
+        Some(left) => checkpoint::restore(context, &git, &base.sha, left).await,
+        None => None,
+    };
+    Ok(Prepared { git, base: base.sha, branch, resumed })
 }
 
 /// A repository's host must not lead into the operator's own network, unless policy allows that.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Context;
 use super::failure::Failure;
 use super::prepare::Prepared;
+use crate::gateway::LARGEST_ARTIFACT;
 use crate::git::{diff, host_of};
 
 /// What a result is made of and where it came from.
@@ -32,7 +33,7 @@ struct Listed<'a> {
 
 pub async fn publish(context: &Context, prepared: &Prepared, facts: &mut Facts) -> Result<Vec<Artifact>, Failure> {
     let head = facts.head_sha.clone().unwrap_or_else(|| prepared.base.clone());
-    let made = diff(&prepared.git, &prepared.base, &head).await?;
+    let made = diff(&prepared.git, &prepared.base, &head, LARGEST_ARTIFACT).await?;
     facts.diff_stat = Some(made.stat);
     // The commit was searched file by file; this looks at the whole once more, context lines and names too.
     if let Some(found) = context.log.needles().find(&made.content) {

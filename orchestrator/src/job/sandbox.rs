@@ -12,7 +12,8 @@ use ckrv_shim::protocol::ShimPaths;
 
 use super::Context;
 use super::failure::{self, Failure};
-use crate::git::{CheckoutOptions, Git, write_checkout};
+use super::prepare::Start;
+use crate::git::{CheckoutOptions, Git, Repository, write_checkout};
 use crate::launch::kubernetes::{Belongs, KubernetesConfig, KubernetesLauncher, SHIM_PORT};
 use crate::launch::proxy::ProxyClient;
 use crate::launch::{
@@ -64,9 +65,9 @@ pub struct Place<'a> {
 }
 
 impl Sandbox {
-    /// Launches a shim and gives it the checkout of `commit`, on a fresh branch of that name.
-    pub async fn open(context: &Context, git: &Git, commit: &str, branch: &str, place: Place<'_>) -> Result<Self, Failure> {
-        let tar = checkout_file(context, git, commit, branch).await?;
+    /// Launches a shim and gives it the checkout, on a fresh branch of that name.
+    pub async fn open(context: &Context, git: &Git, start: &Start, branch: &str, place: Place<'_>) -> Result<Self, Failure> {
+        let tar = checkout_file(context, git, start, branch).await?;
         let launcher = launcher(context).await?;
         let job = &context.view.job;
         let spec = LaunchSpec {
@@ -188,10 +189,11 @@ async fn pods(context: &Context, cluster: &Cluster) -> Result<KubernetesLauncher
     opened.await.map_err(|error| failure::of_launch(&error, job))
 }
 
-async fn checkout_file(context: &Context, git: &Git, commit: &str, branch: &str) -> Result<std::path::PathBuf, Failure> {
+async fn checkout_file(context: &Context, git: &Git, start: &Start, branch: &str) -> Result<std::path::PathBuf, Failure> {
     let path = context.dir.join("checkout.tar");
     let file = create(&path).map_err(|error| Failure::infrastructure("the checkout", &error))?;
-    let options = CheckoutOptions { commit: commit.to_owned(), branch: Some(branch.to_owned()) };
+    let repository = Repository { branch: branch.to_owned(), head: start.head.clone() };
+    let options = CheckoutOptions { commit: start.tree.clone(), repository: Some(repository) };
     let (writer, refused) = write_checkout(git, &options, std::io::BufWriter::new(file)).await?;
     writer.into_inner().map_err(|error| Failure::infrastructure("the checkout", error.error()))?;
     for path in refused {

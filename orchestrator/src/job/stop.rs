@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::log::JobLog;
 use crate::gateway::Gateway;
@@ -37,14 +36,19 @@ impl Drop for Stopper {
 
 impl Stopper {
     #[must_use]
-    pub fn start(gateway: &Gateway, log: &JobLog, deadline: Option<Timestamp>, leave: CancellationToken) -> Self {
+    pub fn start(
+        gateway: &Gateway,
+        log: &JobLog,
+        deadline: Option<Timestamp>,
+        leaving: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let (sender, receiver) = watch::channel(None);
         let tasks = vec![
             tokio::spawn(beat(gateway.clone(), sender.clone())),
             tokio::spawn(listen(gateway.clone(), log.clone(), sender.clone())),
             tokio::spawn(wait_for_deadline(deadline, sender.clone())),
             tokio::spawn(async move {
-                leave.cancelled().await;
+                leaving.await;
                 tell(&sender, StopReason::Leaving);
             }),
         ];
