@@ -13,6 +13,7 @@ use ckrv_tests::bench;
 use ckrv_tests::kube::kubectl_with;
 use ckrv_tests::kwok::TAINT;
 use ckrv_tests::server::{Server, Setup};
+use ckrv_tests::wait::{PATIENCE, wait_until};
 use futures::StreamExt as _;
 use jiff::SignedDuration;
 use nix::sys::signal::{Signal, kill};
@@ -33,7 +34,7 @@ pub struct Dispatcher {
     pub gateway: SocketAddr,
     /// What signed the gateway's certificate, PEM.
     pub ca: String,
-    metrics: SocketAddr,
+    metrics: String,
     owner: UserId,
     _files: tempfile::TempDir,
 }
@@ -50,13 +51,13 @@ pub struct Used {
 impl Dispatcher {
     pub async fn start() -> Result<Self> {
         let (aws, host, files) = (Aws::make().await?, bench::kube_host()?, tempfile::tempdir()?);
-        let free = |host: std::net::IpAddr| std::net::TcpListener::bind((host, 0))?.local_addr();
-        let (gateway, metrics) = (free(host)?, free(std::net::Ipv4Addr::LOCALHOST.into())?);
+        // Free a moment ago.
+        let gateway = std::net::TcpListener::bind((host, 0))?.local_addr()?;
         let namespace = namespace().await?;
         let ca = certificate(files.path(), gateway)?;
         let path = |name: &str| files.path().join(name).display().to_string();
         let config = json!({
-            "worker": "bench", "capacity": 20_000, "max_running": 20_000, "metrics_listen": metrics.to_string(),
+            "worker": "bench", "capacity": 20_000, "max_running": 20_000, "metrics_listen": "127.0.0.1:0",
             "gateway": { "listen": gateway.to_string(), "certificate": path("tls.crt"), "key": path("tls.key"), "drain_seconds": 1 },
             "kubernetes": {
                 "namespace": namespace, "image": bench::kube_image()?, "image_pull_policy": "Never",
@@ -74,6 +75,13 @@ impl Dispatcher {
         let owner = ckrv_api::ensure_owner(&stores, ckrv_core::wire::Tier::Enterprise, Timestamp::now()).await?.id;
         let config = toml::Value::try_from(config)?.as_table().context("not a table")?.clone();
         let server = Server::start_on_aws(Setup { config, ..Setup::default() }, aws).await?;
+        let printed = async || {
+            let log = server.log();
+            // The API has printed its own before.
+            let mut lines = log.lines().filter_map(|line| line.strip_prefix("metrics at "));
+            lines.nth(1).map(str::to_owned)
+        };
+        let metrics = wait_until("the dispatcher tells where its metrics are", PATIENCE, printed).await?;
         Ok(Self { server, stores, namespace, gateway, ca, metrics, owner, _files: files })
     }
 
@@ -122,7 +130,7 @@ impl Dispatcher {
 
     /// A counter of its own metrics.
     pub async fn counted(&self, name: &str) -> Result<f64> {
-        let text = reqwest::get(format!("http://{}/metrics", self.metrics)).await?.error_for_status()?.text().await?;
+        let text = reqwest::get(&self.metrics).await?.error_for_status()?.text().await?;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.with_context(|| format!("no {name} among its metrics"))?.trim().parse().context("not a number")
     }

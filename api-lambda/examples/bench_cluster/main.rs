@@ -1,9 +1,10 @@
 //! Jobs in a cluster, each figure beside the same without us. Prints a line for each as `NAME|OURS|BESIDE|RATIO`. Needs the bench's servers
-//! and its cluster (`cargo xtask bench --only cluster` starts them). `starts`: on the one real node. `scale`: on nodes that kwok answers for.
+//! and its cluster (`cargo xtask bench --only cluster` starts them). `starts` and `follow`: on the one real node. `scale`: on nodes that kwok answers for.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark for people")]
 
 mod dispatcher;
+mod follow;
 mod runners;
 mod scale;
 mod starts;
@@ -27,7 +28,8 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match std::env::args().nth(1).as_deref() {
         Some("starts") => starts::run().await,
+        Some("follow") => follow::run().await,
         Some("scale") => scale::run().await,
-        _ => bail!("which part? `starts` or `scale`"),
+        _ => bail!("which part? `starts`, `follow` or `scale`"),
     }
 }

@@ -29,33 +29,35 @@ struct Seen {
 }
 
 pub async fn run() -> Result<()> {
+    let kwok = Kwok::start(NODES).await?;
+    let dispatcher = Dispatcher::start().await?;
+    measure(&dispatcher).await.with_context(|| format!("{}\n{}", tail(&dispatcher.server.log()), tail(&kwok.log())))
+}
+
+async fn measure(dispatcher: &Dispatcher) -> Result<()> {
     // Where time is short: `CKRV_BENCH_LEVELS=1000,2500`, and of those jobs, how many have stand-ins for their runners.
     let levels = list("CKRV_BENCH_LEVELS", &[1_000, 2_500, 5_000, 10_000])?;
     let attended = list("CKRV_BENCH_ATTENDED", &[1_000, 2_500])?;
-    let kwok = Kwok::start(NODES).await?;
-    let dispatcher = Dispatcher::start().await?;
-    let idle = window(&dispatcher, 0).await?;
+    let idle = window(dispatcher, 0).await?;
     let mut seen = Vec::new();
     let mut rate = None;
     for &level in &levels {
-        let made = grow(&dispatcher, level)
-            .await
-            .with_context(|| format!("{}\n{}", tail(&dispatcher.server.log()), tail(&kwok.log())))?;
+        let made = grow(dispatcher, level).await?;
         eprintln!("  {level} jobs: {made:.0} pods a second");
         rate = rate.or(Some(made));
-        seen.push(window(&dispatcher, level).await?);
+        seen.push(window(dispatcher, level).await?);
     }
     let mut runners = Runners::default();
     let jobs = dispatcher.hold().await?;
     let mut with_runners = Vec::new();
     let mut begun = 0;
     for &level in attended.iter().filter(|level| **level <= jobs.len()) {
-        runners.start(&dispatcher, &jobs[begun..level]).await?;
+        runners.start(dispatcher, &jobs[begun..level]).await?;
         begun = level;
         // Their first beats, for which their tokens are reviewed.
         tokio::time::sleep(WINDOW).await;
         let (beats, failures) = (runners.beats.load(Ordering::Relaxed), runners.failures.load(Ordering::Relaxed));
-        let window = window(&dispatcher, level).await?;
+        let window = window(dispatcher, level).await?;
         let (beats, failures) =
             (runners.beats.load(Ordering::Relaxed) - beats, runners.failures.load(Ordering::Relaxed) - failures);
         eprintln!("  {beats} beats, {failures} failures in {} s", WINDOW.as_secs());

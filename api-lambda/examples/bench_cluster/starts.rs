@@ -1,6 +1,7 @@
 //! How soon a step runs, and what the API server is asked for it: a bare pod, a plain Job, and our job, in turn.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ckrv_tests::audit::{Audit, Mark, Request};
@@ -14,28 +15,34 @@ use serde_json::{Value, json};
 use crate::{percentile, row};
 
 const ROUNDS: usize = 20;
-/// What both the bare pod and the agent run first.
-const SAY_WHEN: &str = "date +at=%s.%N=";
+/// What both the bare pod and the agent run first. The kernel's own clock in hundredths, by the shell alone: the image's `date` knows seconds.
+const SAY_WHEN: &str = "read up rest < /proc/uptime; echo at=$up=";
 const IMAGE: &str = "localhost/ckrv/script:1";
-/// For what the API server is asked after the end: owners, quotas, the last status.
-const AFTER: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Seconds until the first instruction, and requests.
-#[derive(Debug, Default)]
+/// What was taken of one way to run the step.
+#[derive(Debug)]
 struct Taken {
+    /// Seconds until the first instruction, in order.
     seconds: Vec<f64>,
-    /// Of who made the pods: kubectl, the Job's controller, our two processes.
-    asked: Vec<f64>,
+    /// Requests for one, of who makes the pods: kubectl, the Job's controller, our two processes.
+    asked: f64,
     /// With scheduler, kubelet and the other controllers.
-    in_all: Vec<f64>,
+    in_all: f64,
+}
+
+/// A way to run it without us, in a namespace of its own.
+struct Plain {
+    kind: &'static str,
+    namespace: String,
+    /// kubectl's requests of all rounds; what the bench itself asks is not among them.
+    by_kubectl: usize,
+    seconds: Vec<f64>,
 }
 
 struct Bench {
     scene: Scene,
     audit: Audit,
-    /// Of the bare pods and plain Jobs.
-    namespace: String,
     /// Requests a second of a dispatcher that has nothing to do.
     idle: f64,
 }
@@ -43,20 +50,27 @@ struct Bench {
 pub async fn run() -> Result<()> {
     bench::always_in_cluster();
     let bench = Bench::start().await?;
-    let (mut pod, mut job, mut ours) = (Taken::default(), Taken::default(), Taken::default());
-    // The first of each finds nothing in any cache, and is not counted.
-    for round in 0..=ROUNDS {
-        let taken = [bench.pod(round).await?, bench.job(round).await?, bench.ours().await?];
-        for (all, (seconds, asked, in_all)) in
-            [&mut pod, &mut job, &mut ours].into_iter().zip(taken).skip(usize::from(round == 0) * 3)
-        {
-            all.seconds.push(seconds);
-            all.asked.push(asked);
-            all.in_all.push(in_all);
-        }
+    let (mut pod, mut job) = (bench.plain("pod").await?, bench.plain("job").await?);
+    let (mut ours, mut ids) = (Vec::new(), Vec::new());
+    // The first of each finds nothing in any cache, and its time is not counted.
+    let (mark, began) = (bench.audit.mark()?, now()?);
+    for _ in 0..=ROUNDS {
+        bench.run_plain(&mut pod).await?;
+        bench.run_plain(&mut job).await?;
+        let (id, seconds) = bench.run_ours().await?;
+        ours.push(seconds);
+        ids.push(id);
     }
-    bench.remove().await?;
-    print(pod, job, ours, bench.idle);
+    for id in &ids {
+        bench.scene.server.cluster()?.gone(id).await?;
+    }
+    let idle = bench.idle * (now()? - began);
+    let ours = bench.ours(mark, ours, idle)?;
+    let (pod, job) = (bench.taken(mark, pod)?, bench.taken(mark, job)?);
+    print(&pod, &job, &ours, bench.idle);
+    for (namespace, _) in [&pod, &job] {
+        kubectl(&["delete", "namespace", namespace, "--wait=false"]).await?;
+    }
     Ok(())
 }
 
@@ -69,79 +83,93 @@ impl Bench {
         };
         let setup = Setup { config, ..Setup::default() };
         let scene = Scene::with(setup, Repo::small(&[("README.md", "# A project\n")])?).await?;
-        let namespace = format!("{}-plain", scene.server.cluster()?.namespace);
+        let audit = Audit::open()?;
+        let mark = audit.mark()?;
+        tokio::time::sleep(IDLE).await;
+        let idle = audit.since(mark)?.iter().filter(|request| is_ours(request)).count() as f64 / IDLE.as_secs_f64();
+        Ok(Self { scene, audit, idle })
+    }
+
+    async fn plain(&self, kind: &'static str) -> Result<Plain> {
+        let namespace = format!("{}-{kind}", self.scene.server.cluster()?.namespace);
         let labels = json!({ "pod-security.kubernetes.io/enforce": "restricted" });
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace, "labels": labels } });
         kubectl_with(&["apply", "--filename", "-"], Some(&object.to_string())).await?;
-        let mut bench = Self { scene, audit: Audit::open()?, namespace, idle: 0.0 };
-        let mark = bench.audit.mark()?;
-        tokio::time::sleep(IDLE).await;
-        bench.idle = bench.of_ours(mark)?.len() as f64 / IDLE.as_secs_f64();
-        Ok(bench)
-    }
-
-    async fn pod(&self, round: usize) -> Result<(f64, f64, f64)> {
-        let name = format!("pod-{round}");
-        let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec() });
-        self.plain(&object, &format!("pod/{name}"), "jsonpath={.status.phase}=Succeeded").await
-    }
-
-    async fn job(&self, round: usize) -> Result<(f64, f64, f64)> {
-        let name = format!("job-{round}");
-        let spec = json!({ "backoffLimit": 0, "template": { "spec": spec() } });
-        let object = json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": spec });
-        self.plain(&object, &format!("job/{name}"), "condition=Complete").await
+        Ok(Plain { kind, namespace, by_kubectl: 0, seconds: Vec::new() })
     }
 
     /// By `kubectl apply`, from the start of that process.
-    async fn plain(&self, object: &Value, name: &str, until: &str) -> Result<(f64, f64, f64)> {
-        let mark = self.audit.mark()?;
-        let began = now();
-        let within = ["--namespace", &self.namespace];
+    async fn run_plain(&self, plain: &mut Plain) -> Result<()> {
+        let name = format!("{}-{}", plain.kind, plain.seconds.len());
+        let (object, until) = if plain.kind == "job" {
+            let spec = json!({ "backoffLimit": 0, "template": { "spec": spec() } });
+            (json!({ "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": name }, "spec": spec }), "condition=Complete")
+        } else {
+            let object = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name }, "spec": spec() });
+            (object, "jsonpath={.status.phase}=Succeeded")
+        };
+        let within = ["--namespace", plain.namespace.as_str()];
+        let (mark, began) = (self.audit.mark()?, now()?);
         kubectl_with(&[&within[..], &["apply", "--filename", "-"]].concat(), Some(&object.to_string())).await?;
-        let by_kubectl = self.of_plain(mark)?.iter().filter(|request| request.agent.starts_with("kubectl")).count();
-        let until = format!("--for={until}");
-        kubectl(&[&within[..], &["wait", name, &until, "--timeout=60s"]].concat()).await?;
-        tokio::time::sleep(AFTER).await;
-        // Ours are asked for with the pods' ends, so here too the object is removed within the count.
-        let requests = self.of_plain(mark)?;
-        let log = kubectl(&[&within[..], &["logs", name]].concat()).await?;
-        let others = requests.iter().filter(|request| !request.agent.starts_with("kubectl"));
-        let by_controller = others.clone().filter(|request| request.user.ends_with(":job-controller")).count();
-        Ok((said(&log)? - began, (by_kubectl + by_controller) as f64, (by_kubectl + others.count()) as f64))
+        let of_apply =
+            self.audit.since(mark)?.into_iter().filter(|request| request.namespace == plain.namespace && is_kubectl(request));
+        plain.by_kubectl += of_apply.count();
+        let (name, until) = (format!("{}/{name}", plain.kind), format!("--for={until}"));
+        kubectl(&[&within[..], &["wait", &name, &until, "--timeout=60s"]].concat()).await?;
+        let log = kubectl(&[&within[..], &["logs", &name]].concat()).await?;
+        plain.seconds.push(said(&log)? - began);
+        Ok(())
     }
 
-    /// By `ckrv run --cloud`, from the start of that process; until nothing of the job is left.
-    async fn ours(&self) -> Result<(f64, f64, f64)> {
+    /// By `ckrv run --cloud`, from the start of that process.
+    async fn run_ours(&self) -> Result<(String, f64)> {
         let spec = self.scene.spec(script_spec("", SAY_WHEN))?;
-        let mark = self.audit.mark()?;
-        let began = now();
+        let began = now()?;
         let id = self.scene.ckrv(&["run", "--cloud", &spec]).await?.ok()?;
         self.scene.ckrv(&["wait", &id]).await?.ok().with_context(|| self.scene.server.log())?;
-        let cluster = self.scene.server.cluster()?;
-        cluster.gone(&id).await?;
-        tokio::time::sleep(AFTER).await;
-        let requests = self.of_ours(mark)?;
-        let idle = self.idle * (now() - began);
-        let asked = requests.len() as f64 - idle;
-        let everybody = self.audit.since(mark)?.into_iter().filter(|request| request.namespace == cluster.jobs);
-        let others = everybody.filter(|request| !is_ours(request) && !request.agent.starts_with("kubectl")).count();
-        show(&requests);
         let log = self.scene.ckrv(&["logs", &id]).await?.ok()?;
-        Ok((said(&log)? - began, asked, asked + others as f64))
+        Ok((id, said(&log)? - began))
     }
 
-    fn of_plain(&self, mark: Mark) -> Result<Vec<Request>> {
-        Ok(self.audit.since(mark)?.into_iter().filter(|request| request.namespace == self.namespace).collect())
+    fn taken(&self, mark: Mark, plain: Plain) -> Result<(String, Taken)> {
+        let requests: Vec<Request> = self
+            .audit
+            .since(mark)?
+            .into_iter()
+            .filter(|request| request.namespace == plain.namespace && !is_kubectl(request))
+            .collect();
+        let by_controller = requests.iter().filter(|request| request.user.ends_with(":job-controller")).count();
+        let each = |count: usize| count as f64 / plain.seconds.len() as f64;
+        let taken = Taken {
+            asked: each(plain.by_kubectl + by_controller),
+            in_all: each(plain.by_kubectl + requests.len()),
+            seconds: sorted(plain.seconds),
+        };
+        Ok((plain.namespace, taken))
     }
 
-    fn of_ours(&self, mark: Mark) -> Result<Vec<Request>> {
-        Ok(self.audit.since(mark)?.into_iter().filter(is_ours).collect())
+    /// `idle` of the requests would have been made without a job.
+    fn ours(&self, mark: Mark, seconds: Vec<f64>, idle: f64) -> Result<Taken> {
+        let namespace = &self.scene.server.cluster()?.jobs;
+        let requests = self.audit.since(mark)?;
+        let (ours, others): (Vec<_>, Vec<_>) = requests.into_iter().partition(is_ours);
+        let others = others.iter().filter(|request| request.namespace == *namespace && !is_kubectl(request)).count();
+        show(&ours, seconds.len());
+        let each = |count: f64| count / seconds.len() as f64;
+        let asked = each(ours.len() as f64 - idle);
+        Ok(Taken { asked, in_all: asked + each(others as f64), seconds: sorted(seconds) })
     }
+}
 
-    async fn remove(&self) -> Result<()> {
-        kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]).await.map(drop)
-    }
+/// Without the first.
+fn sorted(seconds: Vec<f64>) -> Vec<f64> {
+    let mut counted = seconds.into_iter().skip(1).collect::<Vec<_>>();
+    counted.sort_by(f64::total_cmp);
+    counted
+}
+
+fn is_kubectl(request: &Request) -> bool {
+    request.agent.starts_with("kubectl")
 }
 
 fn is_ours(request: &Request) -> bool {
@@ -149,12 +177,13 @@ fn is_ours(request: &Request) -> bool {
 }
 
 /// To stderr: what the figure is made of.
-fn show(requests: &[Request]) {
-    let lines = requests.iter().map(|request| {
+fn show(requests: &[Request], jobs: usize) {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for request in requests {
         let agent = request.agent.split('/').next().unwrap_or_default();
-        format!("{agent} {} {}", request.verb, request.resource)
-    });
-    eprintln!("  {}", lines.collect::<Vec<_>>().join(", "));
+        *kinds.entry(format!("{agent} {} {}", request.verb, request.resource)).or_default() += 1;
+    }
+    eprintln!("  of {jobs} jobs: {kinds:?}");
 }
 
 /// As narrow as our pods.
@@ -171,35 +200,32 @@ fn spec() -> Value {
     })
 }
 
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+/// By the clock that the pods see, too.
+pub fn now() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/uptime")?;
+    text.split(' ').next().context("no time in /proc/uptime")?.parse().context("not a time")
 }
 
 /// When the first instruction ran, by the clock of this very machine.
-fn said(log: &str) -> Result<f64> {
+pub fn said(log: &str) -> Result<f64> {
     let at = log.split("at=").nth(1).and_then(|rest| rest.split('=').next()).with_context(|| format!("no time in: {log}"))?;
     at.parse().with_context(|| format!("{at} is no time"))
 }
 
-fn print(mut pod: Taken, mut job: Taken, mut ours: Taken, idle: f64) {
-    for all in [&mut pod, &mut job, &mut ours] {
-        for list in [&mut all.seconds, &mut all.asked, &mut all.in_all] {
-            list.sort_by(f64::total_cmp);
-        }
-    }
+fn print((_, pod): &(String, Taken), (_, job): &(String, Taken), ours: &Taken, idle: f64) {
+    let mid = |taken: &Taken| percentile(&taken.seconds, 50);
     let times = |taken: &Taken| {
-        format!("p50 {:.2} s, p90 {:.2} s (n = {ROUNDS})", percentile(&taken.seconds, 50), percentile(&taken.seconds, 90))
+        format!("p50 {:.2} s, p90 {:.2} s (n = {})", mid(taken), percentile(&taken.seconds, 90), taken.seconds.len())
     };
     let name = "`ckrv run --cloud` until the agent's first instruction";
-    let ratio = |other: &Taken| Some(percentile(&ours.seconds, 50) / percentile(&other.seconds, 50));
-    row(name, &times(&ours), &format!("a bare pod of its image, by `kubectl apply`: {}", times(&pod)), ratio(&pod));
-    row("the same", &times(&ours), &format!("a plain Job of it: {}", times(&job)), ratio(&job));
-    let mid = |list: &[f64]| percentile(list, 50);
-    let beside = format!("a plain Job, kubectl and the Job controller: {:.0}", mid(&job.asked));
+    let beside = format!("a bare pod of its image, by `kubectl apply`: {}", times(pod));
+    row(name, &times(ours), &beside, Some(mid(ours) / mid(pod)));
+    row("the same", &times(ours), &format!("a plain Job of it: {}", times(job)), Some(mid(ours) / mid(job)));
     let name = "API requests of ours for a job: dispatcher and job pod";
-    let figure = format!("{:.1} (and {:.0} a minute of an idle dispatcher)", mid(&ours.asked), idle * 60.0);
-    row(name, &figure, &beside, Some(mid(&ours.asked) / mid(&job.asked)));
-    let beside = format!("a plain Job's: {:.0}, a bare pod's: {:.0}", mid(&job.in_all), mid(&pod.in_all));
-    let ratio = Some(mid(&ours.in_all) / mid(&job.in_all));
-    row("the same with scheduler, kubelet and controllers", &format!("{:.1}", mid(&ours.in_all)), &beside, ratio);
+    let figure = format!("{:.1} (an idle dispatcher: {:.0} a minute, not counted)", ours.asked, idle * 60.0);
+    let beside = format!("a plain Job's, by kubectl and the Job controller: {:.1}", job.asked);
+    row(name, &figure, &beside, Some(ours.asked / job.asked));
+    let beside = format!("a plain Job's: {:.1}; a bare pod's: {:.1}", job.in_all, pod.in_all);
+    let name = "the same with scheduler, kubelet and controllers";
+    row(name, &format!("{:.1}", ours.in_all), &beside, Some(ours.in_all / job.in_all));
 }
