@@ -3,6 +3,8 @@
 pub mod adapter;
 pub mod clock;
 pub mod dispatch;
+#[cfg(test)]
+mod fixture;
 pub mod gateway;
 pub mod git;
 pub mod job;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use ckrv_core::id::{Fence, JobId};
 use ckrv_core::job::JobRecord;
 
-use super::{Liveness, Runners};
+use super::{Liveness, Runners, StartError};
 use crate::gateway::Task;
 use crate::launch::{ContainerConfig, ContainerLauncher, Engine, Launcher as _};
 use crate::launch_choice::LauncherChoice;
@@ -89,13 +89,13 @@ fn is_locked(folder: &Path) -> bool {
 
 #[async_trait]
 impl Runners for LocalRunners {
-    async fn start(&self, _job: &JobRecord, task: &Task) -> std::io::Result<()> {
+    async fn start(&self, _job: &JobRecord, task: &Task) -> Result<(), StartError> {
         let folder = self.folder(task.job, task.fence);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(folder.join(LOCK))?;
         lock.try_lock().map_err(std::io::Error::from)?;
         let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(folder.join(TASK))?;
-        serde_json::to_writer(&mut file, task)?;
+        serde_json::to_writer(&mut file, task).map_err(std::io::Error::from)?;
         let log = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(LOG))?;
         let mut command = tokio::process::Command::new(&self.settings.program);
         command.args(["internal", "job-runner", "--dir"]).arg(&folder).env_clear();

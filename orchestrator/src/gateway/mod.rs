@@ -8,11 +8,12 @@ mod client;
 mod denied;
 mod intake;
 mod listen;
-mod once;
 mod pod_identity;
 mod proof;
 mod secrets;
 mod server;
+#[cfg(test)]
+mod tests;
 mod uploads;
 mod wire;
 

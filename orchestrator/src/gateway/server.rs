@@ -22,7 +22,6 @@ use sha2::{Digest, Sha256};
 
 use super::denied::Denied;
 use super::intake::{Intake, weigh_artifact, weigh_message};
-use super::once::Once;
 use super::wire::*;
 use super::{secrets, uploads};
 use crate::dispatch::compact_log;
@@ -40,7 +39,6 @@ pub struct GatewayServer {
     settings: Arc<Settings>,
     key: SecretString,
     clock: fn() -> Timestamp,
-    once: Once,
     watched: Mutex<HashMap<JobId, Instant>>,
     intake: Intake,
     metrics: Metrics,
@@ -65,7 +63,6 @@ impl GatewayServer {
             settings,
             key,
             clock,
-            once: Once::default(),
             watched: Mutex::default(),
             metrics: Metrics::default(),
         })
@@ -95,10 +92,6 @@ impl GatewayServer {
 
     pub(super) fn stores(&self) -> &Stores {
         &self.stores
-    }
-
-    pub(super) fn once(&self) -> &Once {
-        &self.once
     }
 
     pub(super) fn intake(&self) -> &Intake {

@@ -40,6 +40,10 @@ use sandbox::Sandboxes;
 use stop::{StopReason, Stopper};
 use tracing::Instrument as _;
 
+/// For what runs to be ended before the report. Who is asked to leave has half a minute for all.
+const STOP_PATIENCE: Duration = Duration::from_secs(8);
+/// And after it, where that was not enough.
+const LATE_STOP: Duration = Duration::from_secs(60);
 /// How long the report of an attempt may take once its work is done, with a gateway that is there.
 const REPORT_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -190,10 +194,9 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
             return report(&gateway, &log, Ended { outcome, facts, artifacts: Vec::new() }, &view.job).await;
         }
     };
-    let job = view.job.clone();
     let context = Context {
-        gateway: gateway.clone(),
-        log: log.clone(),
+        gateway,
+        log,
         view,
         spec,
         dir,
@@ -211,14 +214,25 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         reason = stopper.stopped() => Err(reason),
         ended = phases(&context, &mut facts) => Ok(ended),
     };
-    // Nothing of an agent outlives this line, whatever the reason.
-    sandboxes.stop_all().await;
+    // Nothing of an agent outlives this line, whatever the reason, but for what a launcher that hangs still holds: its shim, whose stream is
+    // closed.
+    let late = sandboxes.stop_all(STOP_PATIENCE).await;
+    conclude(&context, ended, facts).await;
+    if let Some(late) = late {
+        tracing::warn!("the launcher was slow to end what ran; the attempt was reported before");
+        let _ = tokio::time::timeout(LATE_STOP, late).await;
+    }
+}
+
+/// Says what the attempt came to.
+async fn conclude(context: &Context, ended: Result<Result<Vec<Artifact>, Failure>, StopReason>, facts: Facts) {
+    let Context { gateway, log, view: JobView { job, .. }, .. } = context;
     let outcome = match ended {
         Ok(Ok(artifacts)) => {
             let verified = facts.verification;
             let stat = facts.diff_stat.unwrap_or_default();
             let ended = Ended { outcome: publish::summary(&stat, verified), facts, artifacts };
-            return report(&gateway, &log, ended, &job).await;
+            return report(gateway, log, ended, job).await;
         }
         Ok(Err(Failure::Lost)) | Err(StopReason::Lost) => {
             tracing::info!("somebody else took over");
@@ -230,7 +244,7 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
             match gateway.release(1, &note).await {
                 Ok(()) => return,
                 Err(error) if error.is_lost() => return,
-                Err(error) => failure::not_again(&error, note, &job),
+                Err(error) => failure::not_again(&error, note, job),
             }
         }
         Err(StopReason::Leaving) => {
@@ -243,16 +257,18 @@ async fn attempt(parts: Parts, stopper: &Stopper) {
         }
         Ok(Err(Failure::Ends(outcome))) => outcome,
         Err(StopReason::Cancelled) => machine::cancelled(),
-        Err(StopReason::Deadline) => machine::timed_out(&job),
+        Err(StopReason::Deadline) => machine::timed_out(job),
     };
-    let artifacts = publish::story(&context, &facts).await;
-    report(&gateway, &log, Ended { outcome, facts, artifacts }, &job).await;
+    let artifacts = publish::story(context, &facts).await;
+    report(gateway, log, Ended { outcome, facts, artifacts }, job).await;
 }
 
 fn announce(log: &JobLog, view: &JobView) {
     let job = &view.job;
-    if let Some(fault) = &job.last_fault {
-        log.warn("ckrv", format!("attempt {}: the one before it ended, {fault}", job.attempt));
+    match &job.last_fault {
+        Some(fault) if job.attempt > 1 => log.warn("ckrv", format!("attempt {}: the one before it ended, {fault}", job.attempt)),
+        Some(fault) => log.warn("ckrv", format!("the job had to wait: {fault}")),
+        None => {}
     }
     log.info("ckrv", format!("job {} runs `{}` by the {} launcher", job.id, job.request.agent, view.launcher.name()));
 }

@@ -169,3 +169,32 @@ fn brief(text: &str) -> String {
     const MOST: usize = 400;
     if text.len() <= MOST { text.to_owned() } else { format!("{} [...]", &text[..text.floor_char_boundary(MOST)]) }
 }
+
+#[cfg(test)]
+mod tests {
+    use ckrv_core::id::Fence;
+
+    use super::*;
+
+    #[test]
+    fn a_transcript_ends_at_its_limit_and_the_log_says_so_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("transcript.ndjson");
+        let log = JobLog::new(Fence(1), &folder.path().join("log.ndjson")).unwrap();
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        // As if all but a line's worth had been written; no disk holds it.
+        file.set_len(MAX_TRANSCRIPT - 10).unwrap();
+        let (over, usage) = (tokio::sync::watch::channel(false).0, Usage::default());
+        let mut reader = Reader { log, file, usage, max_cost: None, over, session: None, has_result: false };
+        let line = |text: &str| OutputLine { seq: 1, source: plan::Source::Stdout, text: text.to_owned(), truncated: false };
+        reader.record(&[line("the last that fits")]);
+        let length = std::fs::metadata(&path).unwrap().len();
+        assert!(length > MAX_TRANSCRIPT && length < MAX_TRANSCRIPT + 1024, "{length}");
+        for _ in 0..3 {
+            reader.record(&[line("more")]);
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length);
+        let said = std::fs::read_to_string(folder.path().join("log.ndjson")).unwrap();
+        assert_eq!(said.matches("its limit of 64 MiB").count(), 1, "{said}");
+    }
+}

@@ -38,12 +38,13 @@ impl Sandboxes {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(instance);
     }
 
-    /// Ends and removes all of them.
-    pub async fn stop_all(&self) {
+    /// Ends and removes all of them, side by side. A launcher that hangs is waited for so long; then it goes on beside the caller: the task.
+    pub async fn stop_all(&self, patience: Duration) -> Option<tokio::task::JoinHandle<()>> {
         let all = std::mem::take(&mut *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        for instance in all {
-            instance.stop().await;
-        }
+        let mut stopping = tokio::spawn(async move {
+            futures::future::join_all(all.iter().map(|instance| instance.stop())).await;
+        });
+        tokio::time::timeout(patience, &mut stopping).await.err().map(|_| stopping)
     }
 }
 
@@ -205,4 +206,52 @@ async fn checkout_file(context: &Context, git: &Git, start: &Start, branch: &str
 fn create(path: &Path) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::launch::Ended;
+
+    /// Counts its stop, or never comes back from it.
+    #[derive(Default)]
+    struct Counting {
+        stopped: AtomicUsize,
+        hangs: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl Instance for Counting {
+        async fn watch(&self) -> Ended {
+            std::future::pending().await
+        }
+
+        async fn stop(&self) -> Ended {
+            if self.hangs {
+                std::future::pending::<()>().await;
+            }
+            self.stopped.fetch_add(1, Ordering::SeqCst);
+            Ended::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_launcher_that_hangs_holds_neither_the_report_nor_the_others_up() {
+        let sandboxes = Sandboxes::default();
+        let (hanging, other) = (Arc::new(Counting { hangs: true, ..Counting::default() }), Arc::new(Counting::default()));
+        sandboxes.add(hanging);
+        sandboxes.add(other.clone());
+        let late = sandboxes.stop_all(Duration::from_millis(20)).await;
+        assert!(late.is_some_and(|late| !late.is_finished()));
+        assert_eq!(other.stopped.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_stopped_in_time_leaves_nothing_to_wait_for() {
+        let sandboxes = Sandboxes::default();
+        sandboxes.add(Arc::new(Counting::default()));
+        assert!(sandboxes.stop_all(Duration::from_secs(60)).await.is_none());
+    }
 }

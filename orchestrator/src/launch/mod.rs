@@ -125,6 +125,8 @@ pub enum LaunchError {
     ImageNotFound { image: String },
     #[error("the image {image} could not be pulled: {message}")]
     ImagePull { image: String, message: String },
+    #[error("the image {image} could not be pulled for now: {message}")]
+    RegistryAway { image: String, message: String },
     #[error("the container engine refused to {step}")]
     Refused { step: &'static str, source: bollard::errors::Error },
     #[error("the name {0:?} can't be used for a launch")]
@@ -152,6 +154,7 @@ impl LaunchError {
             }
             Self::ImageNotFound { .. } => "pull or build the image on this machine, or let the policy pull missing images",
             Self::ImagePull { .. } => "check the image's name and digest, and that this machine may read its registry",
+            Self::RegistryAway { .. } => "see whether the registry answers the cluster's nodes",
             Self::Refused { .. } => "the engine's own message says which limit or setting it can't serve",
             Self::Name(_) => "names have lower-case letters, digits and dashes, at most 63",
             Self::Cluster { .. } => "`kubectl auth can-i` and the cluster's own message say what is missing",
@@ -168,7 +171,7 @@ impl LaunchError {
         matches!(
             self,
             Self::EngineUnreachable { .. }
-                | Self::ImagePull { .. }
+                | Self::RegistryAway { .. }
                 | Self::Local { .. }
                 | Self::Cluster { .. }
                 | Self::Quota { .. }

@@ -2,6 +2,7 @@
 //! from the cluster, not from a memory of their own.
 
 mod build;
+mod hold;
 mod known;
 mod pace;
 mod sweep;
@@ -22,11 +23,12 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, ResourceExt as _};
 
 pub use build::{WORK, env};
+use hold::Hold;
 pub use known::JobPods;
 use pace::Pace;
 use verdict::{Verdict, verdict};
 
-use super::{Liveness, Runners};
+use super::{LAUNCHES_AT_ONCE, Liveness, Runners, StartError};
 use crate::gateway::Task;
 use crate::launch::LaunchError;
 use crate::launch::kubernetes::{create, fault};
@@ -73,6 +75,7 @@ pub struct PodRunners {
     pods: Arc<JobPods>,
     jobs: Arc<dyn JobStore>,
     pace: Pace,
+    hold: Hold,
     /// Pods that were made here and that the watch hasn't shown yet.
     unseen: Mutex<HashMap<String, Instant>>,
     metrics: Metrics,
@@ -96,7 +99,8 @@ impl PodRunners {
         clock: fn() -> Timestamp,
     ) -> Self {
         let pace = Pace::new(cluster.creates_per_second);
-        Self { cluster, install, pods, jobs, pace, unseen: Mutex::default(), metrics, clock }
+        let hold = Hold::new(LAUNCHES_AT_ONCE);
+        Self { cluster, install, pods, jobs, pace, hold, unseen: Mutex::default(), metrics, clock }
     }
 
     /// Follows the cluster's pods until it is dropped.
@@ -154,6 +158,18 @@ impl PodRunners {
         }
     }
 
+    fn not_started(&self, error: LaunchError) -> StartError {
+        match error {
+            error @ LaunchError::Quota { .. } => StartError::NoRoom(error.to_string()),
+            error => {
+                if matches!(error, LaunchError::Cluster { .. }) {
+                    self.pods.note_failure();
+                }
+                StartError::Failed(io::Error::other(error))
+            }
+        }
+    }
+
     fn unseen(&self) -> usize {
         let mut unseen = self.unseen.lock().unwrap_or_else(PoisonError::into_inner);
         unseen.retain(|name, made| made.elapsed() < UNSEEN && self.pods.get(name).is_none());
@@ -170,18 +186,21 @@ fn claimed_at(job: &JobRecord) -> Timestamp {
 #[async_trait]
 impl Runners for PodRunners {
     fn is_ready(&self) -> bool {
-        self.pods.is_current()
+        self.pods.is_current() && self.hold.is_over(Instant::now())
     }
 
-    async fn start(&self, job: &JobRecord, task: &Task) -> io::Result<()> {
+    fn at_once(&self) -> usize {
+        self.hold.at_once()
+    }
+
+    async fn start(&self, job: &JobRecord, task: &Task) -> Result<(), StartError> {
         let pod = build::job_pod(&self.cluster, &self.install, job, task);
         self.pace.take().await;
-        create::create_or_adopt(self.pods.api(), &pod).await.map_err(|error| {
-            if matches!(error, LaunchError::Cluster { .. }) {
-                self.pods.note_failure();
-            }
-            io::Error::other(error)
-        })?;
+        if let Err(error) = create::create_or_adopt(self.pods.api(), &pod, create::PATIENCE).await {
+            self.hold.failed(Instant::now());
+            return Err(self.not_started(error));
+        }
+        self.hold.succeeded(Instant::now());
         self.metrics.pod_created();
         self.unseen.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.name_any(), Instant::now());
         Ok(())
@@ -215,3 +234,6 @@ impl Runners for PodRunners {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,8 @@ fn a_launch_that_failed_is_told_by_whose_doing_it_is() {
     let outcome_of_image = outcome(of(image));
     assert_eq!(outcome_of_image.class, OutcomeClass::Policy);
     assert!(outcome_of_image.message.contains("ErrImageNeverPull") && outcome_of_image.hint.is_some());
+    let away = LaunchError::RegistryAway { image: "i:1".to_owned(), message: "connection refused".to_owned() };
+    assert!(note(of(away)).contains("connection refused"), "another attempt may find the registry there");
     let up = |fault| LaunchError::NeverUp { fault, message: "why".to_owned() };
     assert_eq!(outcome(of(up(Some(Fault::OutOfMemory)))).class, OutcomeClass::OutOfMemory);
     assert_eq!(outcome(of(up(Some(Fault::DiskFull("why".to_owned()))))).class, OutcomeClass::DiskFull);

@@ -160,6 +160,24 @@ pub(crate) fn trouble(pod: &Pod) -> Option<Trouble> {
     })
 }
 
+/// Whether a registry has said that the image isn't there, or not for us. Anything else, from a name that isn't resolved to a limit of its
+/// rate, may pass.
+pub(crate) fn is_refusal(message: &str) -> bool {
+    const SAID: [&str; 9] = [
+        "not found",
+        "notfound",
+        "manifest unknown",
+        "name unknown",
+        "does not exist",
+        "denied",
+        "unauthorized",
+        "forbidden",
+        "no match for platform",
+    ];
+    let message = message.to_lowercase();
+    SAID.iter().any(|said| message.contains(said))
+}
+
 /// Whether a node took it.
 pub(crate) fn is_scheduled(pod: &Pod) -> bool {
     pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some())

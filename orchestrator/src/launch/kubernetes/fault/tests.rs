@@ -141,3 +141,27 @@ fn an_init_container_that_failed_is_the_pods_end() {
     assert!(is_over(&failed));
     assert_eq!(ended(&failed, false), Ended { code: None, fault: None, said: "no space left on device".to_owned() });
 }
+
+#[test]
+fn a_registry_that_is_away_is_told_from_one_that_refuses() {
+    // As containerd words them.
+    for refused in [
+        "ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image \"r/i:1\": failed to resolve reference \"r/i:1\": r/i:1: not found",
+        "ErrImagePull: failed to authorize: failed to fetch anonymous token: unexpected status from GET request to https://r/token: 401 Unauthorized",
+        "ErrImagePull: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+        "ImagePullBackOff: Back-off pulling image \"r/i:1\": ErrImagePull: unexpected status from HEAD request to https://r/v2/i/manifests/1: 403 Forbidden",
+        "ErrImagePull: no match for platform in manifest: not found",
+    ] {
+        assert!(is_refusal(refused), "{refused}");
+    }
+    for away in [
+        "ErrImagePull: failed to do request: Head \"https://r/v2/i/manifests/1\": dial tcp 10.0.0.1:443: connect: connection refused",
+        "ErrImagePull: failed to do request: Head \"https://r/v2/i/manifests/1\": dial tcp: lookup r on 10.0.0.10:53: no such host",
+        "ErrImagePull: failed to do request: dial tcp 10.0.0.1:443: i/o timeout",
+        "ErrImagePull: unexpected status from HEAD request to https://r/v2/i/manifests/1: 503 Service Unavailable",
+        "ErrImagePull: 429 Too Many Requests - Server message: toomanyrequests: You have reached your pull rate limit",
+        "ImagePullBackOff: Back-off pulling image \"r/i:1\"",
+    ] {
+        assert!(!is_refusal(away), "{away}");
+    }
+}
