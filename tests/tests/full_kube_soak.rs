@@ -50,9 +50,7 @@ async fn struck(
     let targets = bench.targets(JOBS, LINES, timeout).await?;
     let at = Timestamp::now();
     strike(&bench, &targets).await.with_context(|| format!("{fault}: {}", bench.scene.server.log()))?;
-    for target in &targets {
-        bench.settle(target, fault, at, end).await?.tell()?;
-    }
+    bench.settle_each(&targets, fault, at, end).await?;
     bench.keeps_no_secret(&targets, node_is_there).await
 }
 
@@ -205,16 +203,16 @@ async fn soak_cluster_evict_agent_pod() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: cargo xtask soak --only cluster"]
 async fn soak_cluster_kill_dispatcher_of_two() -> Result<()> {
-    let one_of_two = async |bench: &Bench, _: &[Target]| {
-        let cluster = bench.cluster()?;
-        kubectl(&["scale", "deployment/ckrv", "--namespace", &cluster.namespace, "--replicas=2"]).await?;
-        cluster.ready().await?;
-        let dispatchers = bench.dispatchers().await?;
-        ensure!(dispatchers.len() == 2, "{dispatchers:?}");
-        // The older one, which the job runners have spoken with so far.
-        signal_all(dispatchers[0].dispatcher(), Signal::SIGKILL)
-    };
-    singly("kill -9 of a dispatcher, of two", End::Success, one_of_two).await
+    let _others = NODE.read().await;
+    let mut bench = Bench::start(seed()).await?;
+    let cluster = bench.cluster()?;
+    kubectl(&["scale", "deployment/ckrv", "--namespace", &cluster.namespace, "--replicas=2"]).await?;
+    cluster.ready().await?;
+    let targets = bench.targets(JOBS, LINES, None).await?;
+    let (dispatchers, at) = (bench.dispatchers().await?, Timestamp::now());
+    ensure!(dispatchers.len() == 2, "{dispatchers:?}");
+    signal_all(dispatchers[0].dispatcher(), Signal::SIGKILL)?;
+    bench.settle_each(&targets, "kill -9 of a dispatcher, of two", at, End::Success).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,15 @@ impl Bench {
         Ok(targets)
     }
 
+    /// Waits for the jobs' ends, and looks at everything that must hold of each then.
+    pub async fn settle_each(&self, targets: &[Target], fault: &'static str, struck: Timestamp, end: End) -> Result<()> {
+        let settled = targets.iter().map(|target| self.settle(target, fault, struck, end));
+        for figure in futures::future::join_all(settled).await {
+            figure?.tell()?;
+        }
+        Ok(())
+    }
+
     /// Waits for a job's end, and looks at everything that must hold of it then.
     pub async fn settle(&self, target: &Target, fault: &'static str, struck: Timestamp, end: End) -> Result<Figure> {
         let settled = self.settle_all(target, fault, struck, end).await;
@@ -148,7 +157,6 @@ impl Bench {
         let deadline = time(&self.records.job(id).await?, "deadline")?;
         let left = deadline.duration_since(Timestamp::now()).as_secs().max(0).unsigned_abs();
         self.api.ended(id, Duration::from_secs(left) + BEYOND).await?;
-        let ended = Timestamp::now();
         let record = self.records.job(id).await?;
         match end {
             End::Success => drop(target.witness.check(&self.api, &self.scene.server).await?),
@@ -157,12 +165,13 @@ impl Bench {
         one_end(&self.records.events(id).await?)?;
         let log = log_is_whole(&self.api, id, &record).await?;
         self.gone(id).await?;
+        let gone = Timestamp::now();
         let figure = Figure {
             fault,
             recovery: seconds(struck, went_on(&log, &record, struck, target.fence)?),
             attempts: record["attempt"].as_u64().context("no attempt")?,
             end: record["state"].as_str().context("no state")?.to_owned(),
-            pods_gone: seconds(ended, Timestamp::now()),
+            pods_gone: seconds(time(&record, "completed_at")?, gone),
         };
         ensure!(self.api.log(id).await? == log, "its log has changed behind its end");
         Ok(figure)
