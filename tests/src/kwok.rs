@@ -24,20 +24,24 @@ const PODS: u32 = 2_000;
 pub struct Kwok {
     _controller: Child,
     log: tempfile::NamedTempFile,
+    _stages: tempfile::NamedTempFile,
 }
 
 impl Kwok {
     pub async fn start(nodes: u32) -> Result<Self> {
-        let log = tempfile::NamedTempFile::new()?;
+        let (log, stages) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
+        std::fs::write(stages.path(), include_str!("kwok_stages.yaml"))?;
         let mut command = Command::new(bench::kwok()?);
-        command.arg("--kubeconfig").arg(bench::kubeconfig()?).arg("--manage-all-nodes=false");
+        command.arg("--kubeconfig").arg(bench::kubeconfig()?).arg("--config").arg(stages.path()).arg("--manage-all-nodes=false");
         command.arg(format!("--manage-nodes-with-annotation-selector={TAINT}=fake")).arg("--server-address=127.0.0.1:0");
+        // Debian's etcd is too old for what its client library would rather use.
+        command.env("KUBE_FEATURE_WatchListClient", "false");
         command.stdin(Stdio::null()).stdout(log.reopen()?).stderr(log.reopen()?).kill_on_drop(true);
         let controller = command.spawn().context("can't start kwok")?;
         let items: Vec<Value> = (0..nodes).map(node).collect();
         let list = json!({ "apiVersion": "v1", "kind": "List", "items": items });
         kubectl_with(&["apply", "--filename", "-"], Some(&list.to_string())).await?;
-        let kwok = Self { _controller: controller, log };
+        let kwok = Self { _controller: controller, log, _stages: stages };
         let ready = ["wait", "--for=condition=Ready", "node", "--selector", "type=kwok", "--timeout=60s"];
         crate::kube::kubectl(&ready).await.with_context(|| kwok.log())?;
         Ok(kwok)
