@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -21,10 +22,12 @@ use crate::bench;
 
 mod answers;
 mod calls;
+mod day;
 mod rules;
 mod serving;
 
 pub use self::calls::{Call, Calls, Count, DISPATCHER, RUNNER};
+pub use self::day::Day;
 use self::rules::Rule;
 pub use self::rules::{Fault, On, Refusal, WatchEnd};
 pub use crate::fault_proxy::When;
@@ -107,6 +110,13 @@ impl ApiProxy {
     /// From now on nobody listens; whoever is connected no longer is.
     pub fn refuse(&self) {
         self.shared.reach.send_replace(Reach::Refuses);
+    }
+
+    /// Every connection breaks; new ones are taken.
+    pub async fn cut(&self) {
+        self.refuse();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        self.shared.reach.send_replace(Reach::Here);
     }
 
     /// From now on nothing comes any more, on no connection.

@@ -4,68 +4,24 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use ckrv_tests::api::Api;
-use ckrv_tests::bench;
-use ckrv_tests::git::git;
-use ckrv_tests::kube_faults::{ApiProxy, DISPATCHER, Fault, On, RUNNER, WatchEnd, When};
-use ckrv_tests::repo::Repo;
-use ckrv_tests::scene::Scene;
-use ckrv_tests::server::Setup;
+use ckrv_tests::kube_faults::{DISPATCHER, Day, Fault, On, RUNNER, WatchEnd, When};
 use ckrv_tests::wait::{PATIENCE, wait_until};
-use ckrv_tests::witness::Witness;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The node has two processors.
 static NODE: Semaphore = Semaphore::const_new(2);
-const END: Duration = Duration::from_secs(180);
 
-struct Day {
-    proxy: ApiProxy,
-    scene: Scene,
-    api: Api,
-    repository: String,
-    _turn: SemaphorePermit<'static>,
-}
-
-impl Day {
-    /// The rules hold from the dispatcher's first call on.
-    async fn begin(rules: &[(On, When, Fault)]) -> Result<Self> {
-        bench::always_in_cluster();
-        let turn = NODE.acquire().await?;
-        let proxy = ApiProxy::start(bench::seed()).await?;
-        for (on, when, fault) in rules {
-            proxy.rule(*on, *when, *fault);
-        }
-        let setup = Setup { api_server: Some(proxy.url.clone()), ..Setup::default() };
-        let scene = Scene::with(setup, Repo::small(&[("README.md", "# A project\n")])?).await?;
-        let api = Api::login(&scene.server).await?;
-        let repository = git(&scene.project, &["remote", "get-url", "origin"])?.trim().to_owned();
-        Ok(Self { proxy, scene, api, repository, _turn: turn })
-    }
-
-    async fn submit(&self, tag: &str) -> Result<Witness> {
-        Witness::submit(&self.api, &self.repository, tag, 3, Duration::from_millis(10)).await
-    }
-
-    /// The job has succeeded by its first attempt, with everything that it should have told, and has no pod.
-    async fn succeeded_once(&self, job: &Witness) -> Result<()> {
-        self.api.ended(&job.id, END).await.with_context(|| self.told())?;
-        let told = job.check(&self.api, &self.scene.server).await.with_context(|| self.told())?;
-        ensure!(told.attempts == 1, "{} attempts: {}", told.attempts, self.told());
-        self.scene.server.cluster()?.gone(&job.id).await.with_context(|| self.told())
-    }
-
-    fn told(&self) -> String {
-        format!("{}\n{}", self.scene.server.log(), self.proxy.calls())
-    }
+async fn day(rules: &[(On, When, Fault)]) -> Result<(Day, SemaphorePermit<'static>)> {
+    let turn = NODE.acquire().await?;
+    Ok((Day::begin(toml::Table::new(), rules).await?, turn))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_call_in_five_is_refused_and_each_job_succeeds_by_its_first_attempt() -> Result<()> {
-    let day = Day::begin(&[(On::any(), When::Chance(0.2), Fault::RefuseSomehow)]).await?;
+    let (day, _turn) = day(&[(On::any(), When::Chance(0.2), Fault::RefuseSomehow)]).await?;
     let jobs = [day.submit("a").await?, day.submit("b").await?, day.submit("c").await?];
     for job in &jobs {
-        day.succeeded_once(job).await?;
+        day.succeeded_at_once(job).await?;
     }
     let calls = day.proxy.calls();
     ensure!(calls.total().faults >= 5, "too few to show anything: {calls}");
@@ -75,13 +31,14 @@ async fn one_call_in_five_is_refused_and_each_job_succeeds_by_its_first_attempt(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_answer_was_lost_is_not_made_twice() -> Result<()> {
     let lost = |agent, verb| (On::pods(agent, verb), When::Times(1), Fault::AnswerLost);
-    let day = Day::begin(&[lost(DISPATCHER, "create"), lost(RUNNER, "create"), lost(RUNNER, "delete")]).await?;
+    let (day, _turn) = day(&[lost(DISPATCHER, "create"), lost(RUNNER, "create"), lost(RUNNER, "delete")]).await?;
     let job = day.submit("lost").await?;
-    day.succeeded_once(&job).await?;
+    day.succeeded_at_once(&job).await?;
     let calls = day.proxy.calls();
-    for agent in [DISPATCHER, RUNNER] {
+    // One job pod; one pod of the agent, one of the checks.
+    for (agent, pods) in [(DISPATCHER, 1), (RUNNER, 2)] {
         let made = calls.pods(agent, "create");
-        ensure!((made.faults, made.done) == (1, 1), "{agent}: {calls}");
+        ensure!((made.faults, made.done) == (1, pods), "{agent}: {calls}");
     }
     ensure!(calls.pods(RUNNER, "delete").faults == 1, "{calls}");
     Ok(())
@@ -92,7 +49,7 @@ async fn watches_that_break_expire_or_fall_silent_keep_no_job_from_its_end() -> 
     let ends = |agent, times, end, seconds| {
         (On::pods(agent, "watch"), When::Times(times), Fault::Ends(end, Duration::from_secs(seconds)))
     };
-    let day = Day::begin(&[
+    let (day, _turn) = day(&[
         ends(DISPATCHER, 1, WatchEnd::Expires, 3),
         ends(DISPATCHER, 3, WatchEnd::Cut, 3),
         // One job each.
@@ -103,7 +60,7 @@ async fn watches_that_break_expire_or_fall_silent_keep_no_job_from_its_end() -> 
     .await?;
     let jobs = [day.submit("a").await?, day.submit("b").await?, day.submit("c").await?];
     for job in &jobs {
-        day.succeeded_once(job).await?;
+        day.succeeded_at_once(job).await?;
     }
     let calls = day.proxy.calls();
     for fault in ["watch stalled", "watch 410", "watch cut"] {
@@ -114,7 +71,7 @@ async fn watches_that_break_expire_or_fall_silent_keep_no_job_from_its_end() -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_ends_while_the_api_server_is_away_and_others_begin_when_it_is_back() -> Result<()> {
-    let day = Day::begin(&[]).await?;
+    let (day, _turn) = day(&[]).await?;
     let (scene, proxy) = (&day.scene, &day.proxy);
     let gate = scene.gate();
     let under_way = scene.submit(&format!("echo made > made.txt; {}", gate.wait())).await?;
@@ -122,10 +79,10 @@ async fn a_job_ends_while_the_api_server_is_away_and_others_begin_when_it_is_bac
     proxy.refuse();
     let waiting = day.submit("refused").await?;
     gate.open()?;
-    let ended = day.api.ended(&under_way, END).await.with_context(|| day.told())?;
+    let ended = day.api.ended(&under_way, PATIENCE * 3).await.with_context(|| day.told())?;
     ensure!(ended["state"] == "succeeded", "{ended}\n{}", day.told());
     proxy.heal();
-    day.succeeded_once(&waiting).await?;
+    day.succeeded_at_once(&waiting).await?;
     scene.server.cluster()?.gone(&under_way).await.with_context(|| day.told())?;
     // The same without a word: whoever asks waits.
     proxy.hang();
@@ -133,5 +90,5 @@ async fn a_job_ends_while_the_api_server_is_away_and_others_begin_when_it_is_bac
     let claimed = async || day.api.job(&waiting.id).await.ok().filter(|job| job["state"] != "queued").map(drop);
     wait_until("the job is claimed", PATIENCE, claimed).await.with_context(|| day.told())?;
     proxy.heal();
-    day.succeeded_once(&waiting).await
+    day.succeeded_at_once(&waiting).await
 }
