@@ -18,6 +18,7 @@ use std::net::IpAddr;
 pub use self::create::client;
 pub use self::launcher::KubernetesLauncher;
 pub use self::pods::Belongs;
+pub(crate) use self::watching::WATCH_SECONDS;
 use crate::launch_choice::Cluster;
 
 /// Where a job pod takes shims in: what network policies open to its agent pods.

@@ -15,10 +15,9 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt as _, reflector};
 use kube::{Api, Client, ResourceExt as _};
 
+use crate::launch::kubernetes::WATCH_SECONDS;
 use crate::launch::kubernetes::pods::{CLAIM, FENCE, INSTALL, JOB, MANAGED_BY, MANAGER, ROLE, Role, label_value};
 
-/// The cluster ends a watch after this time, and one that has gone silent is noticed five seconds later.
-const WATCH_SECONDS: u32 = 60;
 /// How often a cluster that failed is asked whether it is back.
 const PROBE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -10,13 +10,19 @@ use kube::{Api, Client, Error, ResourceExt as _};
 
 use super::fault::is_over;
 use super::pods::{JOB, MANAGED_BY, MANAGER, ROLE};
+use super::watching::WATCH_SECONDS;
 use crate::launch::LaunchError;
 
-/// For one request with everything that it is tried again for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For one request with everything that it is tried again for, by whoever has other pods to look after.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An API server that hangs is as good as one that isn't there: whoever asks has other pods to look after.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Of a connection on which somebody waits for the API server.
+const SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 
 async fn answered<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(ANSWER, call)
@@ -43,6 +49,10 @@ pub(crate) fn in_cluster(api_server: Option<&url::Url>) -> Result<kube::Config, 
 /// A client that says who it is, and leaves it to us when to ask again: the library's own patience is minutes.
 pub fn client(mut config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
     config.default_retry = false;
+    // A list or the beginning of a watch that is never answered: whoever follows pods would be blind for good. A watch that is as it should be is
+    // never so long without a word, since it ends before.
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     config.headers.push((hyper::header::USER_AGENT, hyper::header::HeaderValue::from_static(name)));
     Client::try_from(config).map_err(|error| refused("take a client", error))
 }
@@ -72,9 +82,9 @@ pub(crate) fn is_passing(error: &Error) -> bool {
 /// A pod of that name that is ours, but dead or of another claim, is removed first.
 ///
 /// # Errors
-/// [`LaunchError::Quota`] at once; another refusal after half a minute of trying. A stranger's pod is left alone.
-pub(crate) async fn create_or_adopt(api: &Api<Pod>, pod: &Pod) -> Result<Pod, LaunchError> {
-    let until = tokio::time::Instant::now() + PATIENCE;
+/// [`LaunchError::Quota`] at once; another refusal when it was tried for so long. A stranger's pod is left alone.
+pub(crate) async fn create_or_adopt(api: &Api<Pod>, pod: &Pod, patience: Duration) -> Result<Pod, LaunchError> {
+    let until = tokio::time::Instant::now() + patience;
     let mut pauses = pauses();
     loop {
         let error = match answered(api.create(&PostParams::default(), pod)).await {
@@ -86,7 +96,7 @@ pub(crate) async fn create_or_adopt(api: &Api<Pod>, pod: &Pod) -> Result<Pod, La
             Err(error) if is_passing(&error) => error,
             Err(error) => return Err(refused("create the pod", error)),
         };
-        let pause = pauses.next().unwrap_or(Duration::from_secs(5));
+        let pause = pauses.next().unwrap_or(LONGEST_PAUSE);
         if tokio::time::Instant::now() + pause > until {
             return Err(refused("create the pod", error));
         }
@@ -172,7 +182,7 @@ async fn try_to_delete(api: &Api<Pod>, pod: &Pod, grace_seconds: u32) -> Result<
 fn pauses() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(200))
-        .with_max_delay(Duration::from_secs(5))
+        .with_max_delay(LONGEST_PAUSE)
         .with_max_times(8)
         .with_jitter()
         .build()

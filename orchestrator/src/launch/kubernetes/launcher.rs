@@ -20,7 +20,7 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::KubernetesConfig;
 use super::create::{client, create_or_adopt, delete, in_cluster, refused};
-use super::fault::{Trouble, describe, ended, is_over, is_scheduled, trouble};
+use super::fault::{Trouble, describe, ended, is_over, is_refusal, is_scheduled, trouble};
 use super::instance::PodInstance;
 use super::pods::{FENCE, JOB, MANAGED_BY, MANAGER, ROLE, Role, base, container, mount, scratch};
 use super::watching::{Seen, Watching};
@@ -37,6 +37,10 @@ const LAUNCH: &str = "ckrv.dev/launch";
 const STUCK_WITHIN: Duration = Duration::from_secs(60);
 /// For a pod that a node took, with all its images.
 const UP_WITHIN: Duration = Duration::from_secs(600);
+/// A pod that isn't up by then is asked for: the watch may have gone silent.
+const ASKED_AFTER: Duration = Duration::from_secs(10);
+/// An API server that is away for so long costs an attempt with all its work; what is shorter is waited for.
+const OUTAGE: Duration = Duration::from_secs(300);
 /// For what a pod sent before its end to be read.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 const CHUNK: usize = 64 * 1024;
@@ -135,7 +139,7 @@ impl Launching {
     /// The quota still counts pods that are on their way out: what it refuses may fit in a moment.
     async fn create(&self, pod: &Pod) -> Result<Pod, LaunchError> {
         let pauses = ExponentialBuilder::default().with_min_delay(Duration::from_secs(1)).with_max_times(4).with_jitter();
-        let made = (|| create_or_adopt(&self.api, pod)).retry(pauses);
+        let made = (|| create_or_adopt(&self.api, pod, OUTAGE)).retry(pauses);
         made.when(|error| matches!(error, LaunchError::Quota { .. })).await
     }
 
@@ -155,9 +159,27 @@ impl Launching {
         }
     }
 
+    /// Beside the watch, which a fault may keep silent for a minute.
+    async fn ask(&self, uid: &str) -> LaunchError {
+        let mut pause = ASKED_AFTER;
+        loop {
+            sleep(pause).await;
+            pause = (pause * 2).min(STUCK_WITHIN);
+            let Some(name) = self.watching.get(uid).map(|seen| seen.pod.name_any()) else { continue };
+            match timeout(ASKED_AFTER, self.api.get_opt(&name)).await {
+                Ok(Ok(Some(pod))) if pod.uid().as_deref() == Some(uid) => self.watching.correct(pod),
+                // The watch tells of an end, with the last state.
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "the cluster could not say how a pod is"),
+                Err(_) => tracing::debug!("the cluster did not say in time how a pod is"),
+            }
+        }
+    }
+
     /// Comes back only if the shim never will.
     async fn never_up(&self, uid: &str, image: &str) -> LaunchError {
         tokio::select! {
+            error = self.ask(uid) => error,
             error = self.ends_early(uid) => error,
             error = self.no_node(uid) => error,
             error = self.stuck(uid, image) => error,
@@ -194,7 +216,7 @@ impl Launching {
             let trouble = self.watching.until(uid, in_trouble).await;
             let error = match trouble {
                 Trouble::Image { container, message, lasting } => {
-                    let error = image_error(&container, image, message);
+                    let error = image_error(&container, image, message, lasting);
                     if lasting {
                         return error;
                     }
@@ -218,9 +240,13 @@ impl Launching {
 }
 
 /// Our own image is not the job's to choose: that it is missing is nothing that its owner could change.
-fn image_error(container: &str, image: &str, message: String) -> LaunchError {
+fn image_error(container: &str, image: &str, message: String, lasting: bool) -> LaunchError {
+    let image = image.to_owned();
+    if container == MAIN && (lasting || is_refusal(&message)) {
+        return LaunchError::ImagePull { image, message };
+    }
     if container == MAIN {
-        return LaunchError::ImagePull { image: image.to_owned(), message };
+        return LaunchError::RegistryAway { image, message };
     }
     LaunchError::NeverUp { fault: None, message: format!("the image that brings the shim: {message}") }
 }

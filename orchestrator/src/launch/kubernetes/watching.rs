@@ -11,6 +11,9 @@ use kube::{Api, ResourceExt as _};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// The cluster ends a watch after this time, and one that has gone silent is noticed five seconds later.
+pub(crate) const WATCH_SECONDS: u32 = 60;
+
 /// The last that was seen of a pod, also when it is gone.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -42,6 +45,11 @@ impl Watching {
         });
     }
 
+    /// What the cluster said when it was asked because the watch said nothing. Counts if it is newer.
+    pub fn correct(&self, pod: Pod) {
+        self.all.send_modify(|all| correct(pod, all));
+    }
+
     /// Waits for the first state of a pod that `wanted` takes. Only for one that was noted.
     pub async fn until<T>(&self, uid: &str, mut wanted: impl FnMut(&Seen) -> Option<T>) -> T {
         let mut all = self.all.subscribe();
@@ -68,8 +76,17 @@ impl Drop for Watching {
     }
 }
 
+fn correct(pod: Pod, all: &mut All) {
+    let Some(uid) = pod.uid() else { return };
+    // Opaque by its contract, a rising number in every API server.
+    let version = |pod: &Pod| pod.resource_version().and_then(|version| version.parse::<u64>().ok());
+    if all.get(&uid).is_none_or(|seen| !seen.gone && version(&pod) > version(&seen.pod)) {
+        all.insert(uid, Seen { pod: Arc::new(pod), gone: false });
+    }
+}
+
 async fn follow(api: Api<Pod>, selector: String, all: watch::Sender<All>) {
-    let config = watcher::Config::default().labels(&selector);
+    let config = watcher::Config::default().labels(&selector).timeout(WATCH_SECONDS);
     let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     let mut listing = Listing::default();
     while let Some(event) = events.next().await {
@@ -135,6 +152,25 @@ mod tests {
         assert_eq!(gone(&all), ["goes"]);
         relist(&mut all, "newer", &["stays"]);
         assert_eq!(gone(&all), ["goes", "new"]);
+    }
+
+    #[test]
+    fn an_answer_that_is_older_than_what_the_watch_said_changes_nothing() {
+        let at = |version: &str| {
+            let mut pod = pod("a");
+            pod.metadata.resource_version = Some(version.to_owned());
+            pod
+        };
+        let known = |all: &All| all["a"].pod.resource_version();
+        let mut all = All::new();
+        correct(at("9"), &mut all);
+        correct(at("10"), &mut all);
+        assert_eq!(known(&all).as_deref(), Some("10"));
+        correct(at("9"), &mut all);
+        assert_eq!(known(&all).as_deref(), Some("10"));
+        take(Event::Delete(at("11")), &mut Listing::default(), &mut all);
+        correct(at("12"), &mut all);
+        assert!(all["a"].gone && known(&all).as_deref() == Some("11"));
     }
 
     #[test]
