@@ -30,23 +30,13 @@ impl Witness {
         Self::submit_with(api, json!({ "git_repo_url": repository }), tag, lines, pause).await
     }
 
-    /// Without a check of its result, which would be a pod more.
-    pub async fn submit_unchecked(api: &Api, repository: &str, tag: &str, lines: usize, pause: Duration) -> Result<Self> {
-        Self::submit_keys(api, json!({ "git_repo_url": repository }), "", tag, lines, pause).await
-    }
-
     /// With all of the request but its spec.
     pub async fn submit_with(api: &Api, request: Value, tag: &str, lines: usize, pause: Duration) -> Result<Self> {
-        let keys = format!("verify:\n  - test -s {tag}.txt");
-        Self::submit_keys(api, request, &keys, tag, lines, pause).await
-    }
-
-    async fn submit_keys(api: &Api, request: Value, keys: &str, tag: &str, lines: usize, pause: Duration) -> Result<Self> {
         let seconds = pause.as_secs_f64();
         let script = format!(
             "i=1; while [ $i -le {lines} ]; do echo \"{tag} line $i\"; i=$((i+1)); sleep {seconds}; done\necho {tag} > {tag}.txt"
         );
-        let id = api.submit_with(request, keys, &script).await?;
+        let id = api.submit_with(request, &format!("verify:\n  - test -s {tag}.txt"), &script).await?;
         Ok(Self { id, tag: tag.to_owned(), lines })
     }
 

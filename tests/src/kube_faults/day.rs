@@ -43,11 +43,6 @@ impl Day {
         Witness::submit(&self.api, &self.repository, tag, 3, Duration::from_millis(10)).await
     }
 
-    /// Without a check, which would be a third pod.
-    pub async fn submit_unchecked(&self, tag: &str) -> Result<Witness> {
-        Witness::submit_unchecked(&self.api, &self.repository, tag, 3, Duration::from_millis(10)).await
-    }
-
     /// Waits for its end: it has succeeded, with everything that it should have told.
     pub async fn succeeded(&self, job: &Witness) -> Result<Told> {
         self.api.ended(&job.id, END).await.with_context(|| self.told())?;
