@@ -63,6 +63,7 @@ async fn values_that_would_open_everything_are_refused() -> Result<()> {
     let plain = folder().join("ci/plain-values.yaml");
     let refused = [
         ("network.apiServer.cidrs=null", "cidrs"),
+        ("network.apiServer.url=http://10.0.0.1:6443", "url"),
         ("network.public.ports=null", "ports"),
         ("network.dns.podLabels=null", "podLabels"),
         ("agents.images=null", "images"),
