@@ -280,7 +280,11 @@ mod tests {
         refused(&format!("{cluster}{gateway}"), "`worker`");
         refused(&format!("worker = '-a'\n{cluster}{gateway}"), "letters");
         refused(&format!("worker = 'a'\n{}{gateway}", cluster.replace("https", "http")), "https");
-        let config = read(&format!("worker = 'a'\n{cluster}{gateway}")).unwrap();
+        let with = |more: &str| format!("worker = 'a'\n{cluster}{more}\n{gateway}");
+        refused(&with("api_server = 'http://10.0.0.1:6443'"), "api_server");
+        refused(&with("api_server = 'https://10.0.0.1:6443'\nkubeconfig = '/k'"), "api_server");
+        assert!(read(&with("api_server = 'https://10.0.0.1:6443'")).is_ok());
+        let config = read(&with("")).unwrap();
         assert_eq!(config.kubernetes.unwrap().job_service_account, "ckrv-job");
     }
 
