@@ -29,21 +29,22 @@ const CHUNK: usize = 256 * 1024;
 pub(super) struct Intake {
     free: Arc<Semaphore>,
     total: u32,
+    patience: Duration,
 }
 
 impl Intake {
     pub fn new(mib: u32) -> Self {
-        let total = mib.saturating_mul(1024).max(kib(LARGEST_ARTIFACT));
-        Self { free: Arc::new(Semaphore::new(total as usize)), total }
+        let total = mib.saturating_mul(1024);
+        Self { free: Arc::new(Semaphore::new(total as usize)), total, patience: PATIENCE }
     }
 
-    /// Room for so many bytes, until it is dropped. `None`: the body is small.
+    /// Room for so many bytes, until it is dropped; for a body that is larger than all of it: all. `None`: the body is small.
     pub async fn room(&self, bytes: u64) -> Result<Option<OwnedSemaphorePermit>, Denied> {
         if bytes <= UNWEIGHED {
             return Ok(None);
         }
         let waiting = Arc::clone(&self.free).acquire_many_owned(kib(bytes).min(self.total));
-        match tokio::time::timeout(PATIENCE, waiting).await {
+        match tokio::time::timeout(self.patience, waiting).await {
             Ok(Ok(room)) => Ok(Some(room)),
             Ok(Err(_)) | Err(_) => Err(Denied(Denial::Busy)),
         }
@@ -117,9 +118,9 @@ pub(super) fn answer(content: Bytes, room: Option<OwnedSemaphorePermit>) -> Resp
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_does_not_fit_waits_and_then_comes_again_and_small_things_pass() {
-        let intake = Intake::new(128);
+        let intake = Intake { patience: Duration::from_millis(20), ..Intake::new(128) };
         let held = intake.room(LARGEST_ARTIFACT).await.ok().flatten().expect("room");
         assert!(matches!(intake.room(LARGEST_ARTIFACT).await, Err(Denied(Denial::Busy))), "there is no room for two");
         assert!(matches!(intake.room(UNWEIGHED).await, Ok(None)));

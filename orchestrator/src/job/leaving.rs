@@ -42,9 +42,13 @@ impl Leaving {
 
     /// Completes when it was asked to, and nothing is at work or the time is up.
     pub async fn ready(self) {
+        self.ready_within(LAST).await;
+    }
+
+    async fn ready_within(self, last: Duration) {
         self.asked().await;
         let mut at_work = self.at_work.subscribe();
-        let _ = tokio::time::timeout(LAST, at_work.wait_for(|at_work| !at_work)).await;
+        let _ = tokio::time::timeout(last, at_work.wait_for(|at_work| !at_work)).await;
     }
 }
 
@@ -52,18 +56,18 @@ impl Leaving {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_is_at_work_holds_it_for_a_while_only() {
         let asked = CancellationToken::new();
         let leaving = Leaving::new(asked.clone());
         let at_work = leaving.at_work();
         let ready = tokio::spawn(leaving.clone().ready());
         asked.cancel();
-        tokio::time::sleep(LAST / 2).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!ready.is_finished(), "somebody is at work");
         drop(at_work);
         ready.await.unwrap();
         let _stuck = leaving.at_work();
-        leaving.ready().await;
+        leaving.ready_within(Duration::from_millis(20)).await;
     }
 }
