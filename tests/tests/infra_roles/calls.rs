@@ -281,6 +281,11 @@ pub fn api(scene: &Scene) -> Result<Vec<Row>> {
         row("PutObject", s3("PUT", bucket, "/jobs/two"), Some("Objects s3:PutObject")),
         row("GetObject", s3("GET", bucket, "/jobs/one"), Some("Objects s3:GetObject")),
         row("DeleteObject", s3("DELETE", bucket, "/jobs/three"), None),
+        row(
+            "DeleteObject of a checkpoint",
+            s3("DELETE", bucket, "/jobs/one/checkpoints/1-1"),
+            Some("Checkpoints s3:DeleteObject"),
+        ),
         row("ListBucket of jobs/", s3("GET", bucket, "?list-type=2&prefix=jobs%2F"), None),
         row("a data key", data_key(key, json!({ "app": "ckrv", "owner": scene.id })), Some("SealSecrets kms:GenerateDataKey")),
         row(
