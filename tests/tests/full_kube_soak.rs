@@ -24,34 +24,22 @@ static NODE: RwLock<()> = RwLock::const_new(());
 /// Jobs whose agents run meet the fault; all must come to this end.
 async fn singly(fault: &'static str, end: End, strike: impl AsyncFn(&Bench, &[Target]) -> Result<()>) -> Result<()> {
     let _others = NODE.read().await;
-    struck(fault, end, None, true, strike).await
+    struck(fault, end, strike).await
 }
 
 /// The same, alone.
-async fn alone(
-    fault: &'static str,
-    end: End,
-    timeout: Option<u64>,
-    node_is_there: bool,
-    strike: impl AsyncFn(&Bench, &[Target]) -> Result<()>,
-) -> Result<()> {
+async fn alone(fault: &'static str, end: End, strike: impl AsyncFn(&Bench, &[Target]) -> Result<()>) -> Result<()> {
     let _nobody = NODE.write().await;
-    struck(fault, end, timeout, node_is_there, strike).await
+    struck(fault, end, strike).await
 }
 
-async fn struck(
-    fault: &'static str,
-    end: End,
-    timeout: Option<u64>,
-    node_is_there: bool,
-    strike: impl AsyncFn(&Bench, &[Target]) -> Result<()>,
-) -> Result<()> {
+async fn struck(fault: &'static str, end: End, strike: impl AsyncFn(&Bench, &[Target]) -> Result<()>) -> Result<()> {
     let mut bench = Bench::start(seed()).await?;
-    let targets = bench.targets(JOBS, LINES, timeout).await?;
+    let targets = bench.targets(JOBS, LINES, None).await?;
     let at = Timestamp::now();
     strike(&bench, &targets).await.with_context(|| format!("{fault}: {}", bench.scene.server.log()))?;
     bench.settle_each(&targets, fault, at, end).await?;
-    bench.keeps_no_secret(&targets, node_is_there).await
+    bench.keeps_no_secret(&targets, true).await
 }
 
 /// Of each job the processes that `which` finds: a signal.
@@ -218,7 +206,7 @@ async fn soak_cluster_kill_dispatcher_of_two() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: cargo xtask soak --only cluster"]
 async fn soak_cluster_kill_kubelet() -> Result<()> {
-    alone("kill -9 of the kubelet", End::Success, None, true, async |_, _| node::kill("kubelet")).await
+    alone("kill -9 of the kubelet", End::Success, async |_, _| node::kill("kubelet")).await
 }
 
 /// Node and all it runs for jobs are gone, and come back. The dispatcher, which has no other node to go to, goes on.
@@ -232,18 +220,27 @@ async fn soak_cluster_node_gone() -> Result<()> {
         drop(node);
         node::is_ready(true).await
     };
-    alone("node gone, and back half a minute after that was noticed", End::Success, None, true, gone).await
+    alone("node gone, and back half a minute after that was noticed", End::Success, gone).await
 }
 
 /// It stays away until after the deadlines: nothing that runs there can say so, and no pod is to be left all the same.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes minutes: cargo xtask soak --only cluster"]
 async fn soak_cluster_node_lost() -> Result<()> {
-    let node = tokio::sync::OnceCell::new();
-    let lost = async |_: &Bench, targets: &[Target]| Ok(node.set(take_away(targets)?)?);
-    let settled = alone("node gone for good", End::State("timeout"), Some(90), false, lost).await;
+    let _nobody = NODE.write().await;
+    let mut bench = Bench::start(seed()).await?;
+    // As if it ran elsewhere: the control plane is not to take it away with the node.
+    let stays =
+        json!({ "spec": { "template": { "spec": { "tolerations": [{ "effect": "NoExecute", "operator": "Exists" }] } } } });
+    let cluster = bench.cluster()?;
+    kubectl(&["patch", "deployment/ckrv", "--namespace", &cluster.namespace, "--patch", &stays.to_string()]).await?;
+    cluster.ready().await?;
+    let targets = bench.targets(JOBS, LINES, Some(120)).await?;
+    let (node, at) = (take_away(&targets)?, Timestamp::now());
+    bench.settle_each(&targets, "node gone for good", at, End::State("timeout")).await?;
+    bench.keeps_no_secret(&targets, false).await?;
     drop(node);
-    node::is_ready(true).await.and(settled)
+    node::is_ready(true).await
 }
 
 fn take_away(targets: &[Target]) -> Result<[node::Held; 2]> {

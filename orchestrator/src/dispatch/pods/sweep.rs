@@ -53,11 +53,7 @@ impl PodRunners {
             Ok(_) => return,
             Err(error) => return self.complain(&error),
         };
-        let grace = match live.metadata.deletion_timestamp.as_ref() {
-            None => GRACE_SECONDS,
-            Some(asked) if now.duration_since(asked.0) > STUCK => 0,
-            Some(_) => return,
-        };
+        let Some(grace) = grace(&live, now) else { return };
         match create::delete(self.pods.api(), &live, grace).await {
             Ok(()) => {
                 self.metrics.pod_swept();
@@ -79,7 +75,8 @@ impl PodRunners {
         }
     }
 
-    /// Agent pods whose job pod is gone: the cluster's garbage collector removes them, and where it doesn't, this does.
+    /// Agent pods whose job pod is gone: the cluster's garbage collector removes them, and where it doesn't, or their node no longer answers,
+    /// this does.
     pub(super) async fn sweep_agents(&self) {
         let list = ListParams::default().match_any().labels(&self.pods.selector(Role::Agent));
         let agents = match self.pods.api().list_metadata(&list).await {
@@ -101,7 +98,8 @@ impl PodRunners {
                 Err(error) => return self.complain(&error),
             }
             let pod = Pod { metadata: agent.metadata, ..Pod::default() };
-            if let Err(error) = create::delete(self.pods.api(), &pod, GRACE_SECONDS).await {
+            let Some(grace) = grace(&pod, now) else { continue };
+            if let Err(error) = create::delete(self.pods.api(), &pod, grace).await {
                 return self.complain(&error);
             }
             self.metrics.pod_swept();
@@ -113,6 +111,15 @@ impl PodRunners {
     }
 }
 
+/// The time that a pod is given to end; none where its node will never say that it has. `None`: it was told to go, and may yet do so.
+fn grace(pod: &Pod, now: Timestamp) -> Option<u32> {
+    match pod.metadata.deletion_timestamp.as_ref() {
+        None => Some(GRACE_SECONDS),
+        Some(asked) if now.duration_since(asked.0) > STUCK => Some(0),
+        Some(_) => None,
+    }
+}
+
 fn age(pod: &Pod, now: Timestamp) -> SignedDuration {
     pod.metadata.creation_timestamp.as_ref().map_or(SignedDuration::ZERO, |made| now.duration_since(made.0))
 }
@@ -120,4 +127,19 @@ fn age(pod: &Pod, now: Timestamp) -> SignedDuration {
 fn is_overdue(pod: &Pod, now: Timestamp) -> bool {
     let deadline = pod.annotations().get(DEADLINE).and_then(|text| text.parse::<Timestamp>().ok());
     deadline.is_some_and(|deadline| now >= deadline + OVERDUE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_was_told_to_go_is_given_a_minute_and_then_none() {
+        let told: Timestamp = "2027-01-15T08:00:00Z".parse().expect("a time");
+        let pod = |metadata| serde_json::from_value::<Pod>(serde_json::json!({ "metadata": metadata })).expect("a pod");
+        let going = pod(serde_json::json!({ "deletionTimestamp": told }));
+        assert_eq!(grace(&pod(serde_json::json!({})), told), Some(GRACE_SECONDS));
+        assert_eq!(grace(&going, told + STUCK), None);
+        assert_eq!(grace(&going, told + STUCK + SignedDuration::from_secs(1)), Some(0));
+    }
 }
