@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State as AxumState};
-use axum::http::header::CONTENT_LENGTH;
-use axum::http::{HeaderMap, Method};
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::BytesMut;
@@ -68,8 +68,8 @@ pub(super) async fn weigh_artifact(gateway: AxumState<Arc<GatewayServer>>, reque
 async fn weigh(gateway: &GatewayServer, request: Request, next: Next, most: u64) -> Response {
     let length = match length(request.headers()) {
         Some(length) => length,
-        None if matches!(*request.method(), Method::GET | Method::POST)
-            && !request.headers().contains_key("transfer-encoding") =>
+        // There is none.
+        None if !request.headers().contains_key(TRANSFER_ENCODING) => 0,
         {
             0
         }

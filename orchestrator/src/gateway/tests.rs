@@ -195,6 +195,8 @@ async fn parallel_uploads_hold_no_more_memory_than_there_is_room_for_and_all_arr
     let most = scene.blobs.most();
     assert!(most >= 2 * MIB as u64, "{most} bytes: they were never side by side");
     assert!(most <= 3 * MIB as u64, "{most} bytes were held at once");
+    let (gateway, _) = scene.claim(scene.job().await).await;
+    assert_eq!(gateway.artifact("transcript", Bytes::new()).await.unwrap().bytes, 0);
     // One that is larger than all the room there is gets all of it.
     let (gateway, _) = scene.claim(scene.job().await).await;
     gateway.artifact("diff", Bytes::from(vec![0; 5 * MIB])).await.unwrap();
