@@ -70,9 +70,6 @@ async fn weigh(gateway: &GatewayServer, request: Request, next: Next, most: u64)
         Some(length) => length,
         // There is none.
         None if !request.headers().contains_key(TRANSFER_ENCODING) => 0,
-        {
-            0
-        }
         None => return Denied(Denial::Invalid("a body's length must be given".to_owned())).into_response(),
     };
     if length > most {
