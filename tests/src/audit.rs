@@ -12,6 +12,8 @@ use crate::bench;
 /// A request to the API server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// When it came, RFC 3339.
+    pub at: String,
     /// The client's own name: its user agent.
     pub agent: String,
     pub user: String,
@@ -69,6 +71,7 @@ fn request(event: &Value) -> Request {
         None => text(&object["resource"]),
     };
     Request {
+        at: text(&event["requestReceivedTimestamp"]),
         agent: text(&event["userAgent"]),
         user: text(&event["user"]["username"]),
         verb: text(&event["verb"]),

@@ -2,6 +2,7 @@
 //! run in the same minute; machines differ, ratios less so. Nothing here fails because it is slow.
 
 mod aws;
+mod cluster;
 mod jobs;
 mod service;
 
@@ -61,6 +62,15 @@ pub struct Args {
     /// Measure this ckrv instead of the one that is built for release
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Only what runs in a cluster (which needs Linux and root), or only the rest
+    #[arg(long)]
+    only: Option<Part>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Cluster,
+    Rest,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -70,26 +80,43 @@ pub fn run(args: &Args) -> Result<()> {
         Some(binary) => binary.canonicalize().with_context(|| format!("no {}", binary.display()))?,
         None => built,
     };
+    if args.only != Some(Part::Cluster) {
+        rest(&ckrv, &mut steps)?;
+    }
+    if args.only != Some(Part::Rest) {
+        let load = load();
+        let rows: Vec<_> = cluster::rows(&ckrv, &mut steps)?.into_iter().map(shown).collect();
+        write(|old| cluster::page_with(old, &rows, &machine(&load)))?;
+    }
+    steps.finish("docs/benchmarks.md is written");
+    Ok(())
+}
+
+fn rest(ckrv: &Path, steps: &mut Steps) -> Result<()> {
     let load = load();
     let mut rows = Vec::new();
-    let mut service = steps.run("a service, a user, a repository", || Service::start(&ckrv, ""))?;
+    let mut service = steps.run("a service, a user, a repository", || Service::start(ckrv, ""))?;
     for (title, measurement) in SERVED {
         rows.push(shown(steps.run(title, || measurement(&mut service))?));
     }
     drop(service);
     for (title, measurement) in ALONE {
-        rows.push(shown(steps.run(title, || measurement(&ckrv))?));
+        rows.push(shown(steps.run(title, || measurement(ckrv))?));
     }
-    for row in aws::rows(&mut steps)? {
+    for row in aws::rows(steps)? {
         rows.push(shown(row));
     }
+    write(|old| {
+        // What was written by hand below the table stays, to be read against the new figures.
+        let notes = old.find("\n## ").map_or("", |at| &old[at..]);
+        page(&rows, &machine(&load)) + notes
+    })
+}
+
+fn write(new: impl FnOnce(&str) -> String) -> Result<()> {
     let path = workspace::root().join("docs/benchmarks.md");
-    // What was written by hand below the table stays, to be read against the new figures.
     let old = std::fs::read_to_string(&path).unwrap_or_default();
-    let notes = old.find("\n## ").map_or("", |at| &old[at..]);
-    std::fs::write(&path, page(&rows, &machine(&load)) + notes).with_context(|| format!("can't write {}", path.display()))?;
-    steps.finish("docs/benchmarks.md is written");
-    Ok(())
+    std::fs::write(&path, new(&old)).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn shown(row: Row) -> Row {
@@ -99,9 +126,9 @@ fn shown(row: Row) -> Row {
 
 /// In one build: another selection of packages would compile their dependencies again.
 fn release() -> Result<PathBuf> {
-    let args =
-        ["build", "--quiet", "--release", "--workspace", "--bin", "ckrv", "--example", "bench_aws", "--example", "raw_writes"];
-    steps::run(workspace::cargo().args(args).args(workspace::FEATURES))?;
+    let examples = ["bench_aws", "bench_cluster", "raw_writes"].map(|name| ["--example", name]);
+    let args = ["build", "--quiet", "--release", "--workspace", "--bin", "ckrv"];
+    steps::run(workspace::cargo().args(args).args(examples.as_flattened()).args(workspace::FEATURES))?;
     Ok(workspace::target_dir()?.join("release/ckrv"))
 }
 
@@ -135,16 +162,20 @@ fn short(duration: Duration) -> String {
 }
 
 fn page(rows: &[Row], machine: &str) -> String {
-    let mut page = format!(
-        "# Benchmarks\n\nWritten by `cargo xtask bench` from a release build; measured on {machine}.\nA figure is the median and the 99th percentile of n runs. A ratio compares medians.\n\n\
-         | What | Figure | Beside it | Ratio | Goal |\n|---|---|---|---|---|\n"
+    let head = format!(
+        "# Benchmarks\n\nWritten by `cargo xtask bench` from a release build; measured on {machine}.\nA figure is the median and the 99th percentile of n runs. A ratio compares medians.\n\n"
     );
+    head + &table(rows)
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = "| What | Figure | Beside it | Ratio | Goal |\n|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let ratio = row.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
         // Writing to a String can't fail.
-        let _ = writeln!(page, "| {} | {} | {} | {ratio} | {} |", row.name, row.figure, row.beside, row.goal);
+        let _ = writeln!(table, "| {} | {} | {} | {ratio} | {} |", row.name, row.figure, row.beside, row.goal);
     }
-    page
+    table
 }
 
 /// Cores, memory, system and what else the machine did: no name of it.

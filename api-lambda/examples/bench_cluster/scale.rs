@@ -60,7 +60,7 @@ async fn measure(dispatcher: &Dispatcher) -> Result<()> {
         let window = window(dispatcher, level).await?;
         let (beats, failures) =
             (runners.beats.load(Ordering::Relaxed) - beats, runners.failures.load(Ordering::Relaxed) - failures);
-        eprintln!("  {beats} beats, {failures} failures in {} s", WINDOW.as_secs());
+        eprintln!("  {beats} beats, {failures} failures");
         ensure!(failures * 20 < beats, "the gateway refused {failures} beats of {}", beats + failures);
         with_runners.push(window);
     }

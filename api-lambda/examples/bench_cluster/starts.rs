@@ -10,6 +10,7 @@ use ckrv_tests::kube::{kubectl, kubectl_with};
 use ckrv_tests::repo::Repo;
 use ckrv_tests::scene::{Scene, script_spec};
 use ckrv_tests::server::Setup;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{percentile, row};
@@ -51,14 +52,15 @@ pub async fn run() -> Result<()> {
     bench::always_in_cluster();
     let bench = Bench::start().await?;
     let (mut pod, mut job) = (bench.plain("pod").await?, bench.plain("job").await?);
-    let (mut ours, mut ids) = (Vec::new(), Vec::new());
+    let (mut ours, mut ids, mut steps) = (Vec::new(), Vec::new(), Vec::new());
     // The first of each finds nothing in any cache, and its time is not counted.
     let (mark, began) = (bench.audit.mark()?, now()?);
     for _ in 0..=ROUNDS {
         bench.run_plain(&mut pod).await?;
         bench.run_plain(&mut job).await?;
-        let (id, seconds) = bench.run_ours().await?;
+        let (id, seconds, of_steps) = bench.run_ours().await?;
         ours.push(seconds);
+        steps.push(of_steps);
         ids.push(id);
     }
     for id in &ids {
@@ -68,6 +70,7 @@ pub async fn run() -> Result<()> {
     let ours = bench.ours(mark, ours, idle)?;
     let (pod, job) = (bench.taken(mark, pod)?, bench.taken(mark, job)?);
     print(&pod, &job, &ours, bench.idle);
+    print_steps(&steps);
     for (namespace, _) in [&pod, &job] {
         kubectl(&["delete", "namespace", namespace, "--wait=false"]).await?;
     }
@@ -121,14 +124,28 @@ impl Bench {
         Ok(())
     }
 
-    /// By `ckrv run --cloud`, from the start of that process.
-    async fn run_ours(&self) -> Result<(String, f64)> {
+    /// By `ckrv run --cloud`, from the start of that process. Gives also how long each of its [`STEPS`] took.
+    async fn run_ours(&self) -> Result<(String, f64, [f64; 4])> {
         let spec = self.scene.spec(script_spec("", SAY_WHEN))?;
-        let began = now()?;
+        let (mark, began) = (self.audit.mark()?, now()?);
         let id = self.scene.ckrv(&["run", "--cloud", &spec]).await?.ok()?;
         self.scene.ckrv(&["wait", &id]).await?.ok().with_context(|| self.scene.server.log())?;
         let log = self.scene.ckrv(&["logs", &id]).await?.ok()?;
-        Ok((id, said(&log)? - began))
+        let ran = said(&log)?;
+        let requests = self.audit.since(mark)?;
+        // The audit log has the time of day.
+        let boot = Timestamp::now().duration_since(Timestamp::UNIX_EPOCH).as_secs_f64() - now()?;
+        let first = |agent: &str, verb: &str, resource: &str| -> Result<f64> {
+            let is_it =
+                |request: &&Request| request.agent.starts_with(agent) && request.verb == verb && request.resource == resource;
+            let request = requests.iter().find(is_it).with_context(|| format!("{agent} never asked to {verb} {resource}"))?;
+            let at: Timestamp = request.at.parse()?;
+            Ok(at.duration_since(Timestamp::UNIX_EPOCH).as_secs_f64() - boot)
+        };
+        let claimed = first("ckrv-dispatcher", "create", "pods")?;
+        let reports = first("ckrv-dispatcher", "create", "tokenreviews")?;
+        let planned = first("ckrv-job-runner", "create", "pods")?;
+        Ok((id, ran - began, [claimed - began, reports - claimed, planned - reports, ran - planned]))
     }
 
     fn taken(&self, mark: Mark, plain: Plain) -> Result<(String, Taken)> {
@@ -210,6 +227,17 @@ pub fn now() -> Result<f64> {
 pub fn said(log: &str) -> Result<f64> {
     let at = log.split("at=").nth(1).and_then(|rest| rest.split('=').next()).with_context(|| format!("no time in: {log}"))?;
     at.parse().with_context(|| format!("{at} is no time"))
+}
+
+/// What follows what until the agent's first instruction.
+const STEPS: [&str; 4] = ["until the job pod is asked for", "until its program reports", "clone and plan", "the agent pod"];
+
+fn print_steps(rounds: &[[f64; 4]]) {
+    let medians = STEPS.iter().enumerate().map(|(at, name)| {
+        let step = sorted(rounds.iter().map(|round| round[at]).collect());
+        format!("{name} {:.2} s", percentile(&step, 50))
+    });
+    row("of which (medians)", &medians.collect::<Vec<_>>().join(", "), "-", None);
 }
 
 fn print((_, pod): &(String, Taken), (_, job): &(String, Taken), ours: &Taken, idle: f64) {

@@ -34,7 +34,7 @@ pub fn rows(steps: &mut Steps) -> Result<Vec<Row>> {
 }
 
 /// `NAME|OURS|BESIDE|RATIO`
-fn row(line: &str, goal: &'static str) -> Option<Row> {
+pub fn row(line: &str, goal: &'static str) -> Option<Row> {
     let mut fields = line.split('|');
     let mut next = || fields.next().map(str::to_owned);
     let (name, figure, beside, ratio) = (next()?, next()?, next()?, next()?);
