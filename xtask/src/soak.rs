@@ -17,13 +17,14 @@ pub struct Args {
     /// Start no new round after this long. The embedded soak takes as long in each round; the cluster's faults take as long as they take
     #[arg(long, default_value_t = 10)]
     minutes: u64,
-    /// Only the soak tests whose name contains this: `jobs` is the embedded one, `cluster` are those of the cluster
+    /// Only the soak tests whose name contains this: `under_random_faults` is the embedded one, `cluster` are faults of the cluster's processes,
+    /// pods and node, `sc004` and `api_server` are those of its API
     #[arg(long)]
     only: Option<String>,
 }
 
 /// Their tests are `#[ignore]`d for `cargo test`; here they are all that runs, so each has `soak` in its name.
-const FILES: [&str; 2] = ["fast_soak", "full_kube_soak"];
+const FILES: [&str; 3] = ["fast_soak", "full_kube_soak", "full_kube_sc004"];
 /// A fault is mostly waited for, but the test cluster's node has two processors.
 const AT_ONCE: &str = "--test-threads=3";
 
