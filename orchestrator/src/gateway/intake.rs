@@ -22,6 +22,8 @@ use super::wire::{Denial, LARGEST_ARTIFACT, LARGEST_MESSAGE};
 const UNWEIGHED: u64 = 64 * 1024;
 /// How long a body waits for room: first come, first served, so that a large one gets its turn too.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Whoever sends more slowly than this lets others wait for the room: two minutes are twice what a job runner gives an upload itself.
+const LONGEST: Duration = Duration::from_secs(120);
 const CHUNK: usize = 256 * 1024;
 
 /// Room for bodies, in KiB.
@@ -76,10 +78,11 @@ async fn weigh(gateway: &GatewayServer, request: Request, next: Next, most: u64)
         return Denied(Denial::TooLarge(most >> 20)).into_response();
     }
     match gateway.intake().room(length).await {
-        Ok(room) => {
-            let response = next.run(request).await;
+        Ok(None) => next.run(request).await,
+        Ok(Some(room)) => {
+            let answered = tokio::time::timeout(LONGEST, next.run(request)).await;
             drop(room);
-            response
+            answered.unwrap_or_else(|_elapsed| Denied(Denial::Busy).into_response())
         }
         Err(denied) => denied.into_response(),
     }
