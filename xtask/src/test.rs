@@ -41,6 +41,7 @@ const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
 const ON_AWS: [&str; 18] = [
     "fast_adapters",
     "fast_bad_input",
+    "fast_checkpoint",
     "fast_edges",
     "fast_follow",
     "fast_fr010",
