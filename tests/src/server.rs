@@ -33,6 +33,8 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// In the test cluster: where its jobs and dispatchers ask the API server, if not at its own Service.
     pub api_server: Option<String>,
+    /// In the test cluster: dispatchers; 0 is one.
+    pub replicas: u32,
 }
 
 impl Setup {
@@ -201,7 +203,8 @@ impl Server {
         match &self.cluster {
             Some(installed) => installed.ready().await,
             None => {
-                self.cluster = Some(Installed::install(&config, aws, 1, self.setup.api_server.as_deref()).await?);
+                self.cluster =
+                    Some(Installed::install(&config, aws, self.setup.replicas.max(1), self.setup.api_server.as_deref()).await?);
                 Ok(())
             }
         }

@@ -18,8 +18,9 @@ mod uploads;
 mod wire;
 
 pub use bearer::OnToken;
+pub use ckrv_tls::TlsFiles;
 pub use client::{ClientError, Gateway, GatewayError};
-pub use listen::{TlsFiles, serve_tls, serve_unix};
+pub use listen::{serve_tls, serve_unix};
 pub use pod_identity::{AUDIENCE, PodIdentity};
 pub use server::{GatewayServer, sha256_hex};
 pub use wire::*;
