@@ -38,7 +38,7 @@ const NEEDS_BENCH: [&str; 3] = ["full_", "aws_", "launch_container"];
 
 /// The end-to-end scenarios. Left out are the harness's own tests (`*_fixtures`, `fast_fault_proxy`), the soak, and those that bring their
 /// own AWS backend.
-const ON_AWS: [&str; 18] = [
+const ON_AWS: [&str; 19] = [
     "fast_adapters",
     "fast_bad_input",
     "fast_checkpoint",
