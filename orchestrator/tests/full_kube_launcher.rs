@@ -65,6 +65,26 @@ async fn a_pod_runs_commands_and_returns_changes() {
     bench.gone("agent").await;
 }
 
+/// Neither shell nor library, no folder, no account: what it has is one static program.
+#[tokio::test]
+async fn an_image_of_one_program_is_enough() {
+    let bench = Bench::new("scratch").await;
+    let image = LaunchSpec { image: given("CKRV_TEST_KUBE_SCRATCH"), ..spec("agent", SMALL) };
+    let (mut session, instance) = prepared(&bench.launcher().await, &image).await;
+    let plain = |argv: &[&str]| RunSpec::plain(argv.iter().map(|word| (*word).to_owned()).collect(), 120);
+    let (end, _, stderr) = run(&mut session, plain(&["/cp", "a.txt", "b.txt"])).await;
+    assert_eq!(end.record.status, ExitStatus::Code(0), "{}", stderr.escape_ascii());
+    let (end, ..) = run(&mut session, plain(&["/cp", "missing", "c.txt"])).await;
+    assert_eq!(end.record.status, ExitStatus::Code(1));
+    let (end, ..) = run(&mut session, sh("true")).await;
+    assert!(matches!(&end.record.status, ExitStatus::NotStarted(why) if why.contains("no such program")), "{end:?}");
+    let collection = session.collect(LIMITS, |_| true, &mut Vec::new()).await.expect("changes");
+    assert_eq!(collection.changed.iter().map(|c| c.path.to_string()).collect::<Vec<_>>(), ["b.txt"]);
+    session.bye().await;
+    assert_eq!(timeout(PATIENCE, instance.watch()).await.expect("it ends").code, Some(0));
+    instance.stop().await;
+}
+
 #[tokio::test]
 async fn the_agent_has_no_rights_no_token_and_a_root_that_it_cannot_write() {
     let bench = Bench::new("rights").await;

@@ -54,6 +54,16 @@ pub fn kube_tiny() -> Result<String> {
     variable("CKRV_TEST_KUBE_TINY")
 }
 
+/// One static program, `/cp`, and nothing else; on the cluster's nodes.
+pub fn kube_scratch() -> Result<String> {
+    variable("CKRV_TEST_KUBE_SCRATCH")
+}
+
+/// The network namespace of the bench's cluster: not there for somebody else's.
+pub fn kube_netns() -> Result<String> {
+    variable("CKRV_TEST_KUBE_NETNS")
+}
+
 /// An address of this machine that pods reach.
 pub fn kube_host() -> Result<std::net::IpAddr> {
     variable("CKRV_TEST_KUBE_HOST_IP")?.parse().context("CKRV_TEST_KUBE_HOST_IP is no address")

@@ -190,7 +190,7 @@ fn values(config: &toml::Table, aws: &Aws, jobs: &str, endpoints: &Value, replic
                         "resources": { "requests": { "cpu": "10m", "memory": "64Mi" }, "limits": { "memory": "512Mi" } },
                         "terminationGracePeriodSeconds": 15 },
         "jobs": { "namespace": jobs, "resources": { "cpu_millis": 50, "memory_mib": 512, "disk_mib": 2048 } },
-        "agents": { "images": ["localhost/ckrv", "localhost/ckrv-test-agents", "localhost/ckrv-test-tiny"] },
+        "agents": { "images": ["localhost/ckrv", "localhost/ckrv-test-agents", "localhost/ckrv-test-tiny", "localhost/ckrv-test-scratch"] },
         "network": { "apiServer": { "cidrs": ["0.0.0.0/0"] } },
     }))
 }

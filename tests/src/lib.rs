@@ -38,6 +38,7 @@ pub mod scene;
 pub mod server;
 pub mod sshd;
 pub mod tap;
+pub mod traps;
 pub mod user;
 pub mod wait;
 pub mod witness;

@@ -2,8 +2,6 @@
 //!
 //! A trap is a file that exists once something of the hostile side was run, or a request at a model that isn't ours.
 
-use std::path::Path;
-
 use anyhow::Result;
 use ckrv_tests::agents::{self, Place};
 use ckrv_tests::forge::secret;
@@ -11,6 +9,7 @@ use ckrv_tests::git::{command, git};
 use ckrv_tests::model::{Model, Script, Step};
 use ckrv_tests::repo::Repo;
 use ckrv_tests::scene::{Scene, script_spec};
+use ckrv_tests::traps;
 
 /// The repository's own files that each agent is kept from.
 const CLAUDE_REFUSES: [&str; 2] = [".claude/settings.json", ".mcp.json"];
@@ -77,24 +76,6 @@ async fn hostile_repository(agent: &str, place: Place) -> Result<()> {
     Ok(())
 }
 
-/// Everything that a hostile agent can leave behind for whoever runs git after it, and for whoever takes its result.
-fn traps(trap: &Path) -> String {
-    let trap = trap.display();
-    format!(
-        "set -e\n\
-         for hook in pre-commit post-checkout post-commit post-merge reference-transaction post-index-change; do\n\
-         mkdir -p .git/hooks; printf '#!/bin/sh\\ntouch {trap}\\n' > .git/hooks/$hook; chmod +x .git/hooks/$hook; done\n\
-         printf '[core]\\n\\tfsmonitor = touch {trap}\\n\\tsshCommand = touch {trap}\\n\\tpager = touch {trap}\\n\\thooksPath = .git/hooks\\n\
-         [filter \"trap\"]\\n\\tclean = touch {trap}\\n\\tsmudge = touch {trap}\\n[diff \"trap\"]\\n\\ttextconv = touch {trap}\\n\
-         \\tcommand = touch {trap}\\n[diff]\\n\\texternal = touch {trap}\\n[gc]\\n\\tauto = 1\\n' >> .git/config\n\
-         printf '* filter=trap diff=trap merge=trap\\n' > .gitattributes\n\
-         ln -s /etc/passwd absolute; ln -s ../../../etc/passwd relative; mkdir deep; ln -s ../.git/config deep/into-git; ln -s fine.txt inside\n\
-         mkdir -p nested/.git/hooks; printf '[core]\\n\\tfsmonitor = touch {trap}\\n' > nested/.git/config; echo x > nested/file\n\
-         mkdir -p CASE/.GIT; echo x > CASE/.GIT/config; mkfifo pipe\n\
-         echo changed >> README.md; echo fine > fine.txt\n"
-    )
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_agent_in_a_container_harms_nobody_after_it_and_the_log_says_what_was_refused() -> Result<()> {
     hostile_agent(Place::Container).await
@@ -112,22 +93,15 @@ async fn hostile_agent(place: Place) -> Result<()> {
     let scene = Scene::with(agents::setup(place, "http://127.0.0.1:1", None)?, Repo::small(&[("README.md", "# A\n")])?).await?;
     // The checks look at a fresh checkout: nothing of the agent's `.git` is there, and nothing of what was refused.
     let verify = "verify:\n  - test ! -e .git/hooks/pre-commit\n  - git status --short\n  - test ! -e absolute -a ! -e nested/.git\n  - test -L inside";
-    let id = scene.submit_spec(&script_spec(verify, &traps(&trap))).await?;
+    let id = scene.submit_spec(&script_spec(verify, &traps::set(&format!("touch {}", trap.display())))).await?;
     let ended = scene.ckrv(&["wait", &id]).await?;
     let log = scene.ckrv(&["logs", &id]).await?.ok()?;
     assert_eq!(ended.code, 0, "{ended:?}\n{log}");
-    for refused in [
-        "`absolute -> /etc/passwd` is refused: it points to an absolute path",
-        "`relative -> ../../../etc/passwd` is refused: it points out of the tree",
-        "`deep/into-git -> ../.git/config` is refused: it points into a git folder",
-        "`nested/.git` is refused: git folder",
-        "`CASE/.GIT` is refused: git folder",
-        "`pipe` is refused: fifo",
-    ] {
+    for refused in traps::REFUSED {
         assert!(log.contains(refused), "{refused}\n{log}");
     }
     let diff = scene.ckrv(&["diff", &id]).await?.ok()?;
-    for never in ["absolute", "relative", "into-git", "nested/.git", "CASE", "pipe", "hooks", "fsmonitor"] {
+    for never in traps::NEVER_IN_THE_DIFF {
         assert!(!diff.contains(never), "{never} is in the diff:\n{diff}");
     }
     // In each way of taking it: the working tree, a worktree of its own, a branch.
@@ -137,7 +111,7 @@ async fn hostile_agent(place: Place) -> Result<()> {
     command(&scene.project).args(["status"]).output()?;
     git(&scene.project, &["commit", "--quiet", "-m", "Taken"])?;
     let files = git(&scene.project, &["ls-tree", "-r", "--name-only", "HEAD"])?;
-    assert_eq!(files, ".gitattributes\nREADME.md\nfine.txt\ninside\nnested/file");
+    assert_eq!(files, traps::RESULT);
     assert!(!trap.exists(), "something of the agent was run\n{log}");
     Ok(())
 }

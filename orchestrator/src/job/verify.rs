@@ -40,11 +40,7 @@ pub async fn verify(
         return Ok(Verified::Done);
     }
     let image = agent.image.clone().unwrap_or_default();
-    let place = Place {
-        name: format!("verify{}", repairs + 1),
-        image: &image,
-        resources: agent.resources.unwrap_or_default(),
-    };
+    let place = Place { name: format!("verify{}", repairs + 1), image: &image, resources: agent.resources.unwrap_or_default() };
     let mut sandbox = Sandbox::open(context, &prepared.git, &Start::at(head), &prepared.branch, place).await?;
     let checked = run_commands(context, &mut sandbox, "verify", &context.spec.verify).await;
     sandbox.close().await;
