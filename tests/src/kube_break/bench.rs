@@ -106,6 +106,12 @@ impl Bench {
         Ok(runs.then(|| Target { witness: witness.clone(), job, agent, fence }))
     }
 
+    /// The pod of its present attempt, from the first moment on.
+    pub async fn job_pod(&self, witness: &Witness) -> Result<Option<Pod>> {
+        let fence = self.records.job(&witness.id).await?["fence"].as_u64().context("no fence")?;
+        self.pod("job", &witness.id, fence).await
+    }
+
     async fn pod(&self, role: &str, job: &str, fence: u64) -> Result<Option<Pod>> {
         let pods = self.cluster()?.pods(role).await?;
         let label = |pod: &Value, name: &str| pod["metadata"]["labels"][name].as_str().map(str::to_owned);

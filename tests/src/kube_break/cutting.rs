@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::process::Child;
 
 use super::Pod;
-use super::bench::{Bench, Target};
+use super::bench::Bench;
 use super::cut::{Line, cut};
 use super::figures::note;
 use crate::api::Api;
@@ -25,7 +25,7 @@ const KINDS: u32 = 10;
 struct Followed {
     witness: Witness,
     follower: Child,
-    target: Option<Target>,
+    pod: Option<Pod>,
 }
 
 struct Cutting {
@@ -81,7 +81,7 @@ impl Cutting {
         let witness = self.bench.submit(lines, None).await?;
         let scene = &self.bench.scene;
         let follower = scene.user.command(&scene.project, &["logs", "--json", "-f", &witness.id]).spawn()?;
-        self.open.push(Followed { witness, follower, target: None });
+        self.open.push(Followed { witness, follower, pod: None });
         self.jobs += 1;
         Ok(())
     }
@@ -106,14 +106,14 @@ impl Cutting {
         Ok(())
     }
 
-    /// The job runner of an open job, if its agent runs.
+    /// The job runner of an open job, if it runs.
     async fn runner(&mut self, index: usize) -> Result<Option<Pid>> {
         let job = &mut self.open[index];
-        if let Some(runner) = job.target.as_ref().and_then(|target| target.job.job_runner()) {
+        if let Some(runner) = job.pod.as_ref().and_then(Pod::job_runner) {
             return Ok(Some(runner));
         }
-        job.target = self.bench.target(&job.witness).await.ok().flatten();
-        Ok(job.target.as_ref().and_then(|target| target.job.job_runner()))
+        job.pod = self.bench.job_pod(&job.witness).await.ok().flatten();
+        Ok(job.pod.as_ref().and_then(Pod::job_runner))
     }
 
     async fn settle(&mut self, all: bool) -> Result<()> {
