@@ -25,7 +25,7 @@ async fn scene(repo: Repo, disk_mib: u32) -> Result<Scene> {
     let scratch = bench::kube_scratch()?.replace(":1", "");
     let config = format!(
         "[policy]\nallowed_images = ['localhost/ckrv/script', '{scratch}']\n\
-         [policy.max_resources]\ncpu_millis = 250\nmemory_mib = 384\ndisk_mib = {disk_mib}\n"
+         [policy.max_resources]\ncpu_millis = 250\nmemory_mib = 768\ndisk_mib = {disk_mib}\n"
     );
     Scene::with(Setup { config: config.parse()?, ..Setup::default() }, repo).await
 }
