@@ -9,11 +9,16 @@ use ckrv_tests::wait::{PATIENCE, wait_until};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The node has two processors.
-static NODE: Semaphore = Semaphore::const_new(2);
+static NODE: Semaphore = Semaphore::const_new(4);
 
 async fn day(rules: &[(On, When, Fault)]) -> Result<(Day, SemaphorePermit<'static>)> {
     let turn = NODE.acquire().await?;
-    Ok((Day::begin(toml::Table::new(), rules).await?, turn))
+    // They wait for the cluster's clocks, most of the time.
+    let config = toml::toml! {
+        [policy.max_resources]
+        cpu_millis = 100
+    };
+    Ok((Day::begin(config, rules).await?, turn))
 }
 
 #[tokio::test(flavor = "multi_thread")]

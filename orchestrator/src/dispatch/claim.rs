@@ -165,7 +165,7 @@ impl Dispatcher {
         let note = format!("its job runner could not be started: {error}");
         let verb = match &error {
             StartError::NoRoom(why) => {
-                tracing::warn!(job = %job.id, why, "there is no room for the job runner; the job waits");
+                tracing::warn!(job = %job.id, why, "the job runner can't be started now; the job waits");
                 Verb::Unclaim { claim, fence, not_before: now + NO_ROOM, note }
             }
             StartError::Failed(error) => {

@@ -44,7 +44,7 @@ pub enum Liveness {
 /// Why a job runner was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no room for it now. Nothing of it has begun.
+    /// There is no room for it now, or nobody who could give it some. Nothing of it has begun.
     #[error("{0}")]
     NoRoom(String),
     #[error(transparent)]

@@ -161,6 +161,11 @@ impl PodRunners {
     fn not_started(&self, error: LaunchError) -> StartError {
         match error {
             error @ LaunchError::Quota { .. } => StartError::NoRoom(error.to_string()),
+            // If it was made all the same, its claim is no more: the gateway refuses it, and it is swept.
+            LaunchError::Cluster { ref source, .. } if create::is_passing(source) => {
+                self.pods.note_failure();
+                StartError::NoRoom(format!("the cluster's API is away: {source}"))
+            }
             error => {
                 if matches!(error, LaunchError::Cluster { .. }) {
                     self.pods.note_failure();

@@ -49,6 +49,10 @@ fn full(_: usize) -> Option<(StatusCode, Value)> {
     api_error(403, "Forbidden", "pods \"p\" is forbidden: exceeded quota: ckrv, requested: pods=1, used: pods=9, limited: pods=9")
 }
 
+fn away(_: usize) -> Option<(StatusCode, Value)> {
+    api_error(503, "ServiceUnavailable", "apiserver is shutting down")
+}
+
 fn forbidden(_: usize) -> Option<(StatusCode, Value)> {
     api_error(403, "Forbidden", "pods is forbidden: User \"x\" cannot create resource \"pods\"")
 }
@@ -144,6 +148,14 @@ async fn a_full_quota_is_no_room_and_holds_the_next_starts_back() {
     assert!(matches!(bench.start().await, Err(StartError::NoRoom(why)) if why.contains("exceeded quota")));
     assert!(!bench.runners.is_ready());
     assert_eq!((bench.runners.at_once(), bench.asked()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_away_for_long_costs_no_attempt() {
+    let bench = bench(false, away).await;
+    assert!(matches!(bench.start().await, Err(StartError::NoRoom(why)) if why.contains("shutting down")));
+    assert!(!bench.runners.is_ready());
+    assert!(bench.asked() > 1, "it was tried again before");
 }
 
 #[tokio::test]

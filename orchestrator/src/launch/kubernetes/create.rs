@@ -14,7 +14,7 @@ use super::watching::WATCH_SECONDS;
 use crate::launch::LaunchError;
 
 /// For one request with everything that it is tried again for, by whoever has other pods to look after.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 30 });
 
 /// An API server that hangs is as good as one that isn't there: whoever asks has other pods to look after.
 const ANSWER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
@@ -47,11 +47,18 @@ pub(crate) fn in_cluster(api_server: Option<&url::Url>) -> Result<kube::Config, 
 }
 
 /// A client that says who it is, and leaves it to us when to ask again: the library's own patience is minutes.
-pub fn client(mut config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
+///
+/// # Errors
+/// A configuration that can't be used.
+pub fn client(config: kube::Config, name: &'static str) -> Result<Client, LaunchError> {
+    client_with(config, name, SILENCE)
+}
+
+fn client_with(mut config: kube::Config, name: &'static str, silence: Duration) -> Result<Client, LaunchError> {
     config.default_retry = false;
     // A list or the beginning of a watch that is never answered: whoever follows pods would be blind for good. A watch that is as it should be is
     // never so long without a word, since it ends before.
-    config.read_timeout = Some(SILENCE);
+    config.read_timeout = Some(silence);
     config.reset_reader_on_write = true;
     config.headers.push((hyper::header::USER_AGENT, hyper::header::HeaderValue::from_static(name)));
     Client::try_from(config).map_err(|error| refused("take a client", error))
@@ -228,6 +235,20 @@ mod tests {
         let mut unmanaged = wanted.clone();
         unmanaged.labels_mut().remove(MANAGED_BY);
         assert!(!is_same(&unmanaged, &wanted) && !is_related(&unmanaged, &wanted));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_a_question_and_never_answers_is_not_waited_for_without_end() {
+        // Nobody takes the connections out of its queue.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap());
+        let client = client_with(kube::Config::new(url.parse().unwrap()), "ckrv-test", Duration::from_secs(1)).unwrap();
+        let pods: Api<Pod> = Api::namespaced(client, "jobs");
+        let long = Duration::from_secs(30);
+        let listed = tokio::time::timeout(long, pods.list(&kube::api::ListParams::default())).await;
+        assert!(listed.is_ok_and(|listed| is_passing(&listed.unwrap_err())));
+        let watched = tokio::time::timeout(long, pods.watch(&kube::api::WatchParams::default(), "1")).await;
+        assert!(watched.is_ok_and(|watched| watched.is_err()));
     }
 
     #[test]
