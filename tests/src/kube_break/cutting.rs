@@ -20,7 +20,8 @@ use crate::wait::PATIENCE;
 use crate::witness::Witness;
 
 /// A try that finds no connection isn't counted; one at the followers' finds all of theirs.
-const KINDS: u32 = 10;
+const TRIES: u32 = 10;
+const KINDS: [&str; 4] = ["shim", "watch", "gateway", "follow"];
 
 struct Followed {
     witness: Witness,
@@ -43,7 +44,7 @@ struct Cutting {
 /// succeeded, and its log is whole.
 pub async fn cuts(seed: u64, wanted: usize, at_once: usize, lines: usize) -> Result<()> {
     let mut cutting = Cutting::start(seed).await?;
-    while cutting.count() < wanted {
+    while cutting.goes_on(wanted) {
         while cutting.open.len() < at_once {
             cutting.submit(lines).await?;
         }
@@ -55,9 +56,6 @@ pub async fn cuts(seed: u64, wanted: usize, at_once: usize, lines: usize) -> Res
     cutting.settle(true).await?;
     let Cutting { cuts, lost_attempts, jobs, .. } = cutting;
     note(&json!({ "cuts": cuts, "jobs": jobs, "lost_attempts": lost_attempts }))?;
-    for kind in ["shim", "watch", "gateway", "follow"] {
-        ensure!(cuts.contains_key(kind), "no connection of kind {kind} was cut: {cuts:?}");
-    }
     Ok(())
 }
 
@@ -73,8 +71,10 @@ impl Cutting {
         Ok(Self { bench, relay, direct, dispatchers, open: Vec::new(), cuts: BTreeMap::new(), lost_attempts: 0, jobs: 0 })
     }
 
-    fn count(&self) -> usize {
-        self.cuts.values().sum()
+    /// Of each kind there is to be a tenth at least.
+    fn goes_on(&self, wanted: usize) -> bool {
+        let few = |kind: &&str| self.cuts.get(*kind).is_none_or(|count| *count < wanted / 10);
+        self.cuts.values().sum::<usize>() < wanted || KINDS.iter().any(|kind| few(kind))
     }
 
     async fn submit(&mut self, lines: usize) -> Result<()> {
@@ -88,7 +88,7 @@ impl Cutting {
 
     /// One cut, at random.
     async fn one(&mut self) -> Result<()> {
-        let (kind, index) = (self.bench.random.random_range(0..KINDS), self.bench.random.random_range(0..self.open.len()));
+        let (kind, index) = (self.bench.random.random_range(0..TRIES), self.bench.random.random_range(0..self.open.len()));
         let (inside, line) = match kind {
             0 => (None, Line::Follow(self.relay.address.port())),
             1 => (self.dispatchers.first().and_then(Pod::dispatcher), Line::Watch),
