@@ -121,7 +121,7 @@ async fn soak_sc004_two_hundred_jobs_while_one_call_in_twenty_fails() -> Result<
         for (job, since) in std::mem::take(&mut open) {
             if day.api.job(&job.id).await?["completed_at"].is_string() {
                 figures.settle(&day, &job, since.elapsed()).await?;
-                if figures.ended % 20 == 0 {
+                if figures.ended.is_multiple_of(20) {
                     say(&format!("{} ended after {:.0?}, attempts {:?}", figures.ended, begin.elapsed(), figures.by_attempts()))?;
                 }
             } else if since.elapsed() > LONGEST {
