@@ -95,6 +95,7 @@ struct Scene {
 
 impl Scene {
     async fn start(upload_memory_mib: u32) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let mut stores = open_embedded(&folder.path().join("data")).unwrap();
         let blobs = Arc::new(Watched {
