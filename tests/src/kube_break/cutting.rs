@@ -74,7 +74,7 @@ impl Cutting {
     /// Of each kind there is to be a tenth at least.
     fn goes_on(&self, wanted: usize) -> bool {
         let few = |kind: &&str| self.cuts.get(*kind).is_none_or(|count| *count < wanted / 10);
-        self.cuts.values().sum::<usize>() < wanted || KINDS.iter().any(|kind| few(kind))
+        self.cuts.values().sum::<usize>() < wanted || KINDS.iter().any(few)
     }
 
     async fn submit(&mut self, lines: usize) -> Result<()> {
