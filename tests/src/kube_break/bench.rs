@@ -172,9 +172,10 @@ impl Bench {
         let log = log_is_whole(&self.api, id, &record).await?;
         self.gone(id).await?;
         let gone = Timestamp::now();
+        let recovery = seconds(struck, went_on(&log, &record, struck, target.fence)?);
         let figure = Figure {
             fault,
-            recovery: seconds(struck, went_on(&log, &record, struck, target.fence)?),
+            recovery: (record["state"] != "timeout").then_some(recovery),
             attempts: record["attempt"].as_u64().context("no attempt")?,
             end: record["state"].as_str().context("no state")?.to_owned(),
             pods_gone: seconds(time(&record, "completed_at")?, gone),

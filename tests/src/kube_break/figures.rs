@@ -12,8 +12,8 @@ use crate::bench;
 #[derive(Clone, Debug)]
 pub struct Figure {
     pub fault: &'static str,
-    /// From the fault to what the agent said next, or to the job's end.
-    pub recovery: f64,
+    /// From the fault to what the agent said next, or to the job's end. `None`: its deadline came first.
+    pub recovery: Option<f64>,
     pub attempts: u64,
     pub end: String,
     /// From its end until no pod of it was left.
