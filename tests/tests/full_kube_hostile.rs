@@ -88,7 +88,8 @@ async fn an_agent_that_tries_what_lies_around_it_is_refused_by_name_and_the_job_
         assert!(answer.is_some_and(is_closed), "{url} answers {answer:?}\n{log}");
     }
     assert!(!log.contains("knock: let in") && log.contains("knock: "), "{log}");
-    metadata.was_not_asked_by_a_proxy()?;
+    let past = metadata.was_not_asked_by_a_proxy()?;
+    println!("the metadata service was asked past the proxy, which only a network plugin prevents: {past}");
     dispatchers_stand(cluster).await
 }
 
