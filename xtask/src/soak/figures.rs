@@ -41,13 +41,13 @@ pub fn table(lines: &str) -> Result<String> {
         text += "| Fault | Jobs | Recovery p50, s | p99, s | Attempts | End | Pods gone after, s, at most |\n|---|---|---|---|---|---|---|\n";
     }
     for (name, fault) in &mut faults {
-        write!(text, "| {name} | {} ", fault.recoveries.len())?;
-        write!(text, "| {:.1} | {:.1} ", rank(&mut fault.recoveries, 50), rank(&mut fault.recoveries, 99))?;
-        writeln!(text, "| {} | {} | {:.1} |", joined(&fault.attempts), joined(&fault.ends), rank(&mut fault.gone, 100))?;
+        write!(text, "| {name} | {} ", fault.gone.len())?;
+        write!(text, "| {} | {} ", rank(&mut fault.recoveries, 50), rank(&mut fault.recoveries, 99))?;
+        writeln!(text, "| {} | {} | {} |", joined(&fault.attempts), joined(&fault.ends), rank(&mut fault.gone, 100))?;
     }
     let mut all: Vec<f64> = faults.values().flat_map(|fault| fault.recoveries.iter().copied()).collect();
     if !all.is_empty() {
-        writeln!(text, "| all | {} | {:.1} | {:.1} | | | |", all.len(), rank(&mut all, 50), rank(&mut all, 99))?;
+        writeln!(text, "| all | {} | {} | {} | | | |", all.len(), rank(&mut all, 50), rank(&mut all, 99))?;
     }
     for (name, count) in cuts {
         writeln!(text, "{name}: {count}")?;
@@ -56,10 +56,10 @@ pub fn table(lines: &str) -> Result<String> {
 }
 
 /// The smallest value that this many percent don't exceed.
-fn rank(values: &mut [f64], percent: usize) -> f64 {
+fn rank(values: &mut [f64], percent: usize) -> String {
     values.sort_by(f64::total_cmp);
     let place = (values.len() * percent).div_ceil(100);
-    values.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+    values.get(place.saturating_sub(1)).map_or_else(|| "none".to_owned(), |value| format!("{value:.1}"))
 }
 
 fn joined(values: &BTreeSet<impl ToString>) -> String {
