@@ -66,6 +66,9 @@ fn certified(files: &TlsFiles) -> io::Result<CertifiedKey> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.certificates)
         .and_then(Iterator::collect)
         .map_err(|error| bad(&files.certificates, &error))?;
+    if chain.is_empty() {
+        return Err(bad(&files.certificates, &"it holds no certificate"));
+    }
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| bad(&files.key, &error))?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(|error| bad(&files.key, &error))
 }
@@ -93,11 +96,11 @@ mod tests {
         let second = certificate.now();
         assert_ne!(first.cert, second.cert);
         std::fs::write(&files.certificates, "half a fi").unwrap();
-        assert!(certificate.look_again().is_err());
+        let text = certificate.look_again().unwrap_err().to_string();
+        assert!(text.contains("tls.crt can't be used"), "{text}");
+        write(&files);
         write(&TlsFiles { certificates: folder.path().join("other.crt"), key: files.key.clone() });
         assert!(certificate.look_again().is_err(), "a key of another certificate");
         assert_eq!(certificate.now().cert, second.cert, "the last good one serves on");
-        let text = Certificate::read(files).unwrap_err().to_string();
-        assert!(text.contains("tls.crt can't be used"), "{text}");
     }
 }
