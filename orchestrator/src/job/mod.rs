@@ -275,9 +275,12 @@ fn announce(log: &JobLog, view: &JobView) {
 
 /// The way of a job, in its order.
 async fn phases(context: &Context, facts: &mut Facts) -> Result<Vec<Artifact>, Failure> {
-    let prepared = prepare::prepare(context, facts).instrument(tracing::info_span!("prepare")).await?;
+    let loading = plan::load(context).instrument(tracing::info_span!("load"));
+    let preparing = prepare::prepare(context, facts).instrument(tracing::info_span!("prepare"));
+    let (prepared, loaded) = tokio::join!(preparing, loading);
+    let prepared = prepared?;
     context.gateway.advance(State::Planning, facts).await?;
-    let mut agent = plan::load(context, &prepared).instrument(tracing::info_span!("load")).await?;
+    let mut agent = plan::begin(context, &prepared, loaded?).await?;
     let mut repairs = 0;
     let mut feedback = checkpoint::hint(context, &prepared);
     loop {

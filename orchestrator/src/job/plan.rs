@@ -52,17 +52,25 @@ pub struct Planned {
     pub secrets: BTreeMap<String, SecretString>,
 }
 
-pub async fn load(context: &Context, prepared: &Prepared) -> Result<Agent, Failure> {
-    let name = context.view.job.request.agent.clone();
-    let bytes = component(context, &name)?;
+/// An adapter that is ready to be asked, and what it says of itself.
+pub type Loaded = (Adapter, Descriptor);
+
+/// Compiles the agent's adapter: in a pod nothing is left of the last time. It needs no checkout, so that is made meanwhile.
+pub async fn load(context: &Context) -> Result<Loaded, Failure> {
+    let bytes = component(context, &context.view.job.request.agent)?;
     let cache = context.view.cache.clone();
-    let (adapter, descriptor) = blocking(move || {
+    blocking(move || {
         let host = AdapterHost::new(Limits::default(), cache)?;
         let adapter = host.load(&bytes)?;
         let descriptor = adapter.describe()?;
         Ok((adapter, descriptor))
     })
-    .await?;
+    .await
+}
+
+/// The agent before its first run.
+pub async fn begin(context: &Context, prepared: &Prepared, (adapter, descriptor): Loaded) -> Result<Agent, Failure> {
+    let name = &context.view.job.request.agent;
     context.log.info("adapter", format!("{} {} decides how `{name}` runs", descriptor.id, descriptor.version));
     let context_file = look_at_repository(context, prepared, &descriptor).await?;
     Ok(Agent {
