@@ -45,7 +45,7 @@ impl Log {
             };
             install(tracing_subscriber::registry().with(lines).with(layer));
             if let Some(error) = failure {
-                tracing::warn!(error = &*error as &dyn std::error::Error, "spans are not exported; everything else goes on");
+                tracing::warn!(error = ckrv_store::chain(&*error), "spans are not exported; everything else goes on");
             }
             Self { exporter }
         }

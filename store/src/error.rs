@@ -72,7 +72,7 @@ pub enum AppendError {
 
 /// An error with its causes: a log of JSON lines shows of an error only what it says itself.
 #[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

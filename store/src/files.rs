@@ -36,7 +36,7 @@ impl FileBlobs {
             private_folder(path).map_err(|error| StoreError::backend(format!("making the folder {}", path.display()), error))?;
         }
         if let Err(error) = blobs.sweep() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "temporary files of an earlier run could not be removed");
+            tracing::warn!(error = crate::chain(&error), "temporary files of an earlier run could not be removed");
         }
         Ok(blobs)
     }

@@ -12,7 +12,7 @@ const BATCH: usize = 100;
 pub async fn forget_checkpoint(stores: &Stores, job: &JobRecord) {
     let Some(checkpoint) = job.checkpoint.as_ref().filter(|_| job.state.is_final()) else { return };
     if let Err(error) = stores.blobs.delete(&checkpoint.key(job.id)).await {
-        tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "an ended job's checkpoint could not be deleted");
+        tracing::warn!(job = %job.id, error = crate::chain(&error), "an ended job's checkpoint could not be deleted");
     }
 }
 

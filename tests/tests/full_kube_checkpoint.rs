@@ -10,8 +10,8 @@ use ckrv_tests::wait::{PATIENCE, wait_until};
 
 async fn scene(every_seconds: u32) -> Result<Scene> {
     bench::always_in_cluster();
-    let mut setup = Setup::default();
-    setup.config = format!("[checkpoints]\nevery_seconds = {every_seconds}").parse()?;
+    let config = format!("[checkpoints]\nevery_seconds = {every_seconds}").parse()?;
+    let setup = Setup { config, ..Setup::default() };
     Scene::with(setup, Repo::small(&[("README.md", "# A project\n")])?).await
 }
 

@@ -1,6 +1,5 @@
 //! Hashes, keyed hashes and random values of the login.
 
-
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit as _, Mac as _};

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ckrv_api::TlsFiles;
 use clap::Args;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use secrecy::ExposeSecret as _;
 
 use crate::App;
@@ -54,6 +55,7 @@ pub struct ServeArgs {
 /// The service can't be started.
 pub async fn run(args: ServeArgs, app: &App) -> Outcome {
     let log = Log::start(&app.settings.env, "info");
+    open_more_files();
     let data = args.data.unwrap_or_else(|| app.settings.env.data_dir.clone());
     let own = data.join("server.toml");
     let config = match args.config.or_else(|| own.exists().then_some(own)) {
@@ -119,5 +121,17 @@ async fn stopped() -> std::io::Result<()> {
     tokio::select! {
         _ = term.recv() => Ok(()),
         interrupted = tokio::signal::ctrl_c() => interrupted,
+    }
+}
+
+/// Each job's runner keeps a connection or two, and many systems begin with 1,024 files for a process.
+fn open_more_files() {
+    const MOST: u64 = 65_536;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = MOST.min(hard);
+        if soft < wanted { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }

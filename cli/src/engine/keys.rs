@@ -47,4 +47,3 @@ pub fn derive(key: &SecretString, purpose: &str) -> SecretString {
     hash.update(key.expose_secret().as_bytes());
     SecretString::from(hex::encode(hash.finalize()))
 }
-

@@ -110,7 +110,7 @@ async fn show(State(served): State<Arc<Served>>) -> Response {
         match tokio::time::timeout(PATIENCE, sampled).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the queue could not be looked at for metrics");
+                tracing::warn!(error = ckrv_store::chain(&error), "the queue could not be looked at for metrics");
             }
             Err(_) => tracing::warn!("the queue could not be looked at for metrics in time"),
         }

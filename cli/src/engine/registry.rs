@@ -61,7 +61,7 @@ impl Worker {
                 let load = u32::try_from(self.runners.running().await).unwrap_or(u32::MAX);
                 let seen = WorkerInfo { load, last_seen: clock::now(), ..self.about.clone() };
                 if let Err(error) = accounts.put_worker(&seen).await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "this worker could not be noted");
+                    tracing::debug!(error = ckrv_store::chain(&error), "this worker could not be noted");
                 }
                 tokio::time::sleep(EVERY).await;
             }

@@ -169,7 +169,7 @@ impl Dispatcher {
                 Verb::Unclaim { claim, fence, not_before: now + NO_ROOM, note }
             }
             StartError::Failed(error) => {
-                tracing::error!(job = %job.id, error = error as &dyn std::error::Error, "the job runner could not be started");
+                tracing::error!(job = %job.id, error = ckrv_store::chain(error), "the job runner could not be started");
                 Verb::Release { claim, fence, not_before: now + backoff(job.attempt), note }
             }
         };

@@ -11,10 +11,7 @@ const EVERY: Duration = Duration::from_secs(60);
 pub async fn housekeeping(stores: Stores, clock: fn() -> Timestamp) {
     loop {
         if let Err(error) = ckrv_store::purge(&stores, clock()).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "expired jobs could not be purged; trying again in a minute"
-            );
+            tracing::warn!(error = ckrv_store::chain(&error), "expired jobs could not be purged; trying again in a minute");
         }
         tokio::time::sleep(EVERY).await;
     }

@@ -126,7 +126,7 @@ impl Runners for LocalRunners {
             launcher.sweep(crate::job::JOB_LABEL, &job.to_string()).await
         };
         if let Err(error) = swept.await {
-            tracing::warn!(%job, error = &error as &dyn std::error::Error, "what a job runner left in the container engine could not be removed");
+            tracing::warn!(%job, error = ckrv_store::chain(&error), "what a job runner left in the container engine could not be removed");
         }
     }
 

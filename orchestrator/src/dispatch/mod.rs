@@ -119,7 +119,7 @@ impl Dispatcher {
                     self.gateway.metrics().store_failed(Part::Dispatcher);
                     *self.unsure_since.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (self.clock)();
                     tracing::error!(
-                        error = &error as &dyn std::error::Error,
+                        error = ckrv_store::chain(&error),
                         "the dispatcher could not reach its store; it tries again"
                     );
                 }

@@ -134,7 +134,7 @@ impl Dispatcher {
 /// Where it fails, the log stays as it was appended: readable as long as the result is, only dearer.
 pub(crate) async fn compact_log(stores: &Stores, job: JobId) {
     if let Err(error) = stores.jobs.compact_log(job).await {
-        tracing::warn!(%job, error = &error as &dyn std::error::Error, "an ended job's log could not be compacted");
+        tracing::warn!(%job, error = ckrv_store::chain(&error), "an ended job's log could not be compacted");
     }
 }
 

@@ -30,7 +30,7 @@ impl IntoResponse for Denied {
 
 impl From<StoreError> for Denied {
     fn from(error: StoreError) -> Self {
-        tracing::error!(error = &error as &dyn std::error::Error, "the store failed a job runner's request");
+        tracing::error!(error = ckrv_store::chain(&error), "the store failed a job runner's request");
         Self(Denial::Fault)
     }
 }

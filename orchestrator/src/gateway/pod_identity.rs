@@ -136,7 +136,7 @@ impl PodIdentity {
         let (this, token) = (Arc::clone(self), SecretString::from(token));
         tokio::spawn(async move {
             if let Err(error) = this.ask(key, token.expose_secret()).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the cluster could not say again whose token it is");
+                tracing::warn!(error = ckrv_store::chain(&error), "the cluster could not say again whose token it is");
                 this.set_asking(&key, false);
             }
         });

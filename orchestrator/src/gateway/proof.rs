@@ -62,7 +62,7 @@ async fn authenticate(
         Proof::Pod(pods) => match pods.attempt_of(token).await {
             Ok(found) => found == Some((job, fence, claim)),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the cluster could not say whose token it is");
+                tracing::warn!(error = ckrv_store::chain(&error), "the cluster could not say whose token it is");
                 return Denied(Denial::Fault).into_response();
             }
         },

@@ -92,6 +92,6 @@ pub(super) async fn newest_checkpoint(
 /// What stays for now goes with the job's other blobs.
 async fn remove(gateway: &GatewayServer, key: &str) {
     if let Err(error) = gateway.stores().blobs.delete(key).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a checkpoint that has been replaced could not be deleted");
+        tracing::warn!(error = ckrv_store::chain(&error), "a checkpoint that has been replaced could not be deleted");
     }
 }

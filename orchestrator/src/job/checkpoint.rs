@@ -278,13 +278,7 @@ pub fn hint(context: &Context, prepared: &Prepared) -> Option<String> {
 }
 
 fn text(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+    ckrv_store::chain(&error)
 }
 
 #[cfg(test)]

@@ -28,13 +28,7 @@ impl Failure {
     }
 
     pub fn infrastructure(what: &str, error: &dyn std::error::Error) -> Self {
-        let mut text = format!("{what}: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        Self::Infrastructure(text)
+        Self::Infrastructure(format!("{what}: {}", ckrv_store::chain(error)))
     }
 }
 

@@ -100,10 +100,7 @@ impl Notifier {
         loop {
             if let Err(error) = notifier.start_due(&mut flight).await {
                 notifier.metrics.store_failed(metrics::Part::Notifier);
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "the notifier could not reach its store; it tries again"
-                );
+                tracing::error!(error = ckrv_store::chain(&error), "the notifier could not reach its store; it tries again");
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
@@ -185,7 +182,7 @@ impl Notifier {
         if let Err(error) = self.note(job, attempt, None, note).await {
             tracing::error!(
                 job = %job.id,
-                error = &error as &dyn std::error::Error,
+                error = ckrv_store::chain(&error),
                 "a delivery could not be noted; it is sent again"
             );
         }

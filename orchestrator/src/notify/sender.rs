@@ -166,12 +166,5 @@ async fn drain(mut response: Response) {
 
 /// An error's causes, without the URL, which may hold a secret.
 fn reason(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+    ckrv_store::chain(&error.without_url())
 }

@@ -44,7 +44,7 @@ impl Aside {
         let put = table.client.put_item().table_name(&table.name).set_item(Some(item));
         if let Err(error) = put.send().await {
             let error = super::failure::failure("noting a record that can't be read", &error);
-            tracing::warn!(error = &error as &dyn std::error::Error, name = bad.name, "an unreadable record could not be noted");
+            tracing::warn!(error = crate::chain(&error), name = bad.name, "an unreadable record could not be noted");
         }
     }
 

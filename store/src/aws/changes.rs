@@ -203,7 +203,7 @@ async fn mend_tail(store: &AwsJobs, meta: Meta) -> Meta {
         Ok(Some(mended)) => mended,
         Ok(None) => meta,
         Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, job = %meta.job.id, "a log may lack its last lines");
+            tracing::warn!(error = crate::chain(&error), job = %meta.job.id, "a log may lack its last lines");
             meta
         }
     }

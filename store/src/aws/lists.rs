@@ -141,7 +141,7 @@ impl AwsJobs {
     pub(super) async fn note_duration(&self, job: &JobRecord) {
         let Some((start, end)) = job.started_at.zip(job.completed_at) else { return };
         if let Err(error) = self.try_note_duration(job, end.duration_since(start).as_secs_f64(), end).await {
-            tracing::debug!(error = &error as &dyn std::error::Error, job = %job.id, "how long the job took was not noted");
+            tracing::debug!(error = crate::chain(&error), job = %job.id, "how long the job took was not noted");
         }
     }
 

@@ -131,12 +131,7 @@ impl SqliteStore {
             Ok(_) => tracing::debug!(name, "an unreadable record had been changed or moved by somebody else"),
             Err(fault) => {
                 let error = fault.into_store("setting a record aside");
-                tracing::error!(
-                    name,
-                    reason,
-                    error = &error as &dyn std::error::Error,
-                    "a record can't be read and could not be set aside"
-                );
+                tracing::error!(name, reason, error = crate::chain(&error), "a record can't be read and could not be set aside");
             }
         }
     }

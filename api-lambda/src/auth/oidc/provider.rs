@@ -278,12 +278,5 @@ fn payload(token: &CoreIdToken) -> Result<Map<String, Value>, Failure> {
 
 /// An error with its causes in one line; the answers that some errors hold may hold tokens, and stay out.
 fn flat(error: impl std::error::Error) -> Failure {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(inner) = next {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        next = inner.source();
-    }
-    text.into()
+    crate::error::chain(&error).into()
 }

@@ -83,7 +83,7 @@ impl JobPods {
                     health.listed |= matches!(event, Event::InitDone);
                 }),
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the watch on job pods broke; it begins anew");
+                    tracing::warn!(error = ckrv_store::chain(&error), "the watch on job pods broke; it begins anew");
                     self.note_failure();
                 }
             }

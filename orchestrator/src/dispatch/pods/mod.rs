@@ -130,7 +130,7 @@ impl PodRunners {
             // The watch will show it; until then it is judged all the same.
             Ok(Some(pod)) => self.judged(job, &pod).await,
             Err(error) => {
-                tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "the cluster could not say whether a job pod is there");
+                tracing::warn!(job = %job.id, error = ckrv_store::chain(&error), "the cluster could not say whether a job pod is there");
                 self.pods.note_failure();
                 Liveness::Unknown
             }
@@ -152,7 +152,7 @@ impl PodRunners {
             Ok(()) => Liveness::Gone(why),
             // It may start after all: nobody beats for it, and its lease will tell.
             Err(error) => {
-                tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "a job pod that doesn't start could not be deleted");
+                tracing::warn!(job = %job.id, error = ckrv_store::chain(&error), "a job pod that doesn't start could not be deleted");
                 Liveness::Unknown
             }
         }
@@ -229,7 +229,7 @@ impl Runners for PodRunners {
         let Some(pod) = self.pods.get(&build::name(job.id, job.fence)) else { return };
         // Its agents' pods go with it.
         if let Err(error) = create::delete_once(self.pods.api(), &pod, 0).await {
-            tracing::warn!(job = %job.id, error = &error as &dyn std::error::Error, "the pod of a lost attempt could not be deleted");
+            tracing::warn!(job = %job.id, error = ckrv_store::chain(&error), "the pod of a lost attempt could not be deleted");
         }
     }
 

@@ -69,7 +69,7 @@ impl PodRunners {
             Ok(Some(record)) => Some(record.fence != fence || record.lease.is_none()),
             Ok(None) => Some(true),
             Err(error) => {
-                tracing::warn!(%job, error = &error as &dyn std::error::Error, "the store could not say whether a pod is still needed");
+                tracing::warn!(%job, error = ckrv_store::chain(&error), "the store could not say whether a pod is still needed");
                 None
             }
         }

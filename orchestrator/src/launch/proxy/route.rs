@@ -160,13 +160,7 @@ fn masked_headers(from: &HeaderMap, secret: &str) -> HeaderMap {
 
 /// The agent sees why, with the key masked should an error ever name it.
 fn bad_gateway(target: &Target, error: &(dyn StdError + 'static)) -> Response<Body> {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    let mut bytes = text.into_bytes();
+    let mut bytes = ckrv_store::chain(error).into_bytes();
     mask(&mut bytes, target.route.secret.expose_secret().as_bytes());
     let text = String::from_utf8_lossy(&bytes);
     tracing::warn!(upstream = %target.route.upstream, error = %text, "a model API could not be reached");

@@ -213,7 +213,7 @@ pub(super) fn read_all<T: Stored>(items: &[Item]) -> Vec<T> {
     let readable = |item| match read(item) {
         Ok(record) => Some(record),
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "a record is left out of a list");
+            tracing::error!(error = crate::chain(&error), "a record is left out of a list");
             None
         }
     };
