@@ -15,6 +15,11 @@ use super::bearer::{Bearer, OnToken};
 use super::wire::*;
 use crate::git::GitCredential;
 
+/// For each of the connections that are open to a replica whose pod is gone: no packet says so, and a request on one of them would wait.
+const SILENCE: Duration = Duration::from_secs(10);
+/// A few of these fit into a lease.
+const BEAT_TIMEOUT: Duration = Duration::from_secs(15);
+
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The gateway answered no; trying again changes nothing.
@@ -92,7 +97,7 @@ impl Gateway {
                 // Nobody else's authority may vouch for the gateway, and no answer may send a token elsewhere.
                 let client = client.tls_certs_only(roots).https_only(true).redirect(reqwest::redirect::Policy::none());
                 let client = client.connect_timeout(Duration::from_secs(10));
-                (client, url.as_str().trim_end_matches('/').to_owned(), Bearer::file(token_file.clone(), on_token))
+                (gives_up_soon(client), url.as_str().trim_end_matches('/').to_owned(), Bearer::file(token_file.clone(), on_token))
             }
         };
         let client = client.build().map_err(ClientError::Http)?;
@@ -106,7 +111,8 @@ impl Gateway {
 
     /// Not retried: the caller beats again anyway.
     pub async fn beat(&self) -> Result<BeatAnswer, GatewayError> {
-        self.post("beat", &()).await
+        let request = self.client.post(format!("{}/beat", self.base)).bearer_auth(self.bearer.token().expose_secret());
+        decode(request.json(&()).timeout(BEAT_TIMEOUT).send().await).await
     }
 
     /// Long poll; not retried. `watched` is what this side believes: the answer comes at once where it is otherwise.
@@ -209,6 +215,13 @@ impl Gateway {
             .without_max_times();
         call.retry(patience).when(GatewayError::is_passing).await
     }
+}
+
+fn gives_up_soon(client: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    let client = client.tcp_keepalive(SILENCE / 2).tcp_keepalive_interval(SILENCE / 4).tcp_keepalive_retries(2);
+    #[cfg(target_os = "linux")]
+    let client = client.tcp_user_timeout(SILENCE);
+    client
 }
 
 fn nonce() -> String {
