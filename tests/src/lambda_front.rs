@@ -83,7 +83,7 @@ pub fn environment(aws: &Aws, config: &str) -> Vec<(String, String)> {
 
 /// The keys of a server's configuration that a function has too, and the operator's own agents, which a function has to be told of.
 pub fn function_config(config: &toml::Table, agents: &[Value]) -> Result<String> {
-    const OTHERS: [&str; 11] = [
+    const OTHERS: [&str; 13] = [
         "store",
         "server_key_secret",
         "ca_file",
@@ -95,6 +95,8 @@ pub fn function_config(config: &toml::Table, agents: &[Value]) -> Result<String>
         "public_url",
         "metrics_listen",
         "references",
+        "checkpoints",
+        "upload_memory_mib",
     ];
     let mut config = config.clone();
     config.retain(|name, _| !OTHERS.contains(&name));
