@@ -60,6 +60,17 @@ impl Namespace {
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
+    /// A pod that differs from this one by its account alone. It never starts.
+    async fn make_impostor(&self, mut pod: Value) -> Result<()> {
+        let metadata = json!({ "name": "impostor", "namespace": self.0, "labels": pod["metadata"]["labels"],
+            "annotations": pod["metadata"]["annotations"] });
+        let spec = pod["spec"].as_object_mut().context("no pod")?;
+        spec.retain(|name, _| !["nodeName", "serviceAccount"].contains(&name.as_str()));
+        spec.insert("serviceAccountName".to_owned(), json!("ckrv-agent"));
+        spec.insert("schedulingGates".to_owned(), json!([{ "name": "ckrv.dev/never" }]));
+        apply(&json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec })).await
+    }
+
     async fn gone(&self, job: &str) -> Result<()> {
         let selector = format!("ckrv.dev/job={job}");
         let left = async || self.pods(&selector).await.ok().filter(Vec::is_empty).map(drop);
@@ -283,23 +294,29 @@ async fn a_killed_dispatcher_finds_its_job_going_on() -> Result<()> {
 async fn the_gateway_knows_one_job_by_the_token_of_its_own_pod_only() -> Result<()> {
     let bench = Bench::start().await?;
     let ids = [bench.scene.submit(HOLD).await?, bench.scene.submit(HOLD).await?];
-    let mut pods = Vec::new();
+    let (mut pods, mut impostor) = (Vec::new(), Value::Null);
     for id in &ids {
         let running =
             async || bench.namespace.job_pods(id).await.ok()?.into_iter().find(|pod| pod["status"]["phase"] == "Running");
         let pod = wait_until("its job pod runs", PATIENCE, running).await.with_context(|| bench.scene.server.log())?;
         let claim = pod["metadata"]["annotations"]["ckrv.dev/claim"].as_str().context("it has no claim")?.to_owned();
         pods.push((pod["metadata"]["name"].as_str().context("it has no name")?.to_owned(), format!("{id}/1/{claim}")));
+        if impostor.is_null() {
+            impostor = pod;
+        }
     }
     let [(mine, attempt), (others, another)] = pods.as_slice() else { unreachable!("two jobs") };
     let token = bench.token("ckrv-job", Some(mine), AUDIENCE).await?;
     assert_eq!(bench.ask(attempt, &token).await?, 200);
     assert_eq!(bench.ask(another, &token).await?, 401, "another job's");
     assert_eq!(bench.ask(&attempt.replace("/1/", "/2/"), &token).await?, 401, "another attempt's");
+    let (_, claim) = another.rsplit_once('/').context("no claim")?;
+    assert_eq!(bench.ask(&format!("{}/1/{claim}", ids[0]), &token).await?, 401, "another claim's");
+    bench.namespace.make_impostor(impostor).await?;
     for (what, wrong) in [
         ("another pod", bench.token("ckrv-job", Some(others), AUDIENCE).await?),
         ("no pod", bench.token("ckrv-job", None, AUDIENCE).await?),
-        ("another account", bench.token("ckrv-agent", None, AUDIENCE).await?),
+        ("another account", bench.token("ckrv-agent", Some("impostor"), AUDIENCE).await?),
         ("another audience", bench.token("ckrv-job", Some(mine), "https://kubernetes.default.svc.cluster.local").await?),
         ("nobody", "x".repeat(600)),
     ] {

@@ -41,7 +41,7 @@ struct Cutting {
 }
 
 /// Until there were this many cuts, each job followed; then waits for them all. What a follower printed is what is stored, every job has
-/// succeeded, and its log is whole.
+/// succeeded by its first attempt, and its log is whole.
 pub async fn cuts(seed: u64, wanted: usize, at_once: usize, lines: usize) -> Result<()> {
     let mut cutting = Cutting::start(seed).await?;
     while cutting.goes_on(wanted) {
@@ -56,6 +56,7 @@ pub async fn cuts(seed: u64, wanted: usize, at_once: usize, lines: usize) -> Res
     cutting.settle(true).await?;
     let Cutting { cuts, lost_attempts, jobs, .. } = cutting;
     note(&json!({ "cuts": cuts, "jobs": jobs, "lost_attempts": lost_attempts }))?;
+    ensure!(lost_attempts == 0, "connections that were cut cost {lost_attempts} attempts, seed {seed}");
     Ok(())
 }
 
