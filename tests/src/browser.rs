@@ -34,6 +34,9 @@ const FLAGS: [&str; 9] = [
 /// The key that the standard gives an element's id.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
+/// The standard's name for an element that is in the page no more.
+const STALE: &str = ": stale element reference: ";
+
 /// A browser with one empty profile; dropped, it is gone.
 #[derive(Debug)]
 pub struct Browser {
@@ -87,19 +90,17 @@ impl Browser {
 
     /// What a person reads in the first element that a CSS selector finds, which may come a little later.
     pub async fn text(&self, css: &str) -> Result<String> {
-        let element = self.element(css).await?;
-        self.get(&format!("{element}/text")).await
+        self.with(css, async |element| self.get(&format!("{element}/text")).await).await
     }
 
     pub async fn click(&self, css: &str) -> Result<()> {
-        let element = self.element(css).await?;
-        self.post(&format!("{element}/click"), &json!({})).await.map(drop)
+        self.with(css, async |element| self.post(&format!("{element}/click"), &json!({})).await).await.map(drop)
     }
 
     /// Types into a field, behind what is in it.
     pub async fn fill(&self, css: &str, text: &str) -> Result<()> {
-        let element = self.element(css).await?;
-        self.post(&format!("{element}/value"), &json!({ "text": text })).await.map(drop)
+        let body = json!({ "text": text });
+        self.with(css, async |element| self.post(&format!("{element}/value"), &body).await).await.map(drop)
     }
 
     /// Runs a function's body in the page, and gives what it returns.
@@ -111,6 +112,15 @@ impl Browser {
     pub async fn screenshot(&self, file: &Path) -> Result<()> {
         std::fs::write(file, STANDARD.decode(self.get("/screenshot").await?)?)?;
         Ok(())
+    }
+
+    /// Does it with an element; with the one in its place where the page has put another there meanwhile.
+    async fn with<T>(&self, css: &str, act: impl AsyncFn(&str) -> Result<T>) -> Result<T> {
+        let tried = async || match act(&self.element(css).await?).await {
+            Err(error) if error.to_string().contains(STALE) => Ok(None),
+            done => done.map(Some),
+        };
+        wait_until(&format!("{css} stays in the page"), PATIENCE, async || tried().await.transpose()).await?
     }
 
     async fn element(&self, css: &str) -> Result<String> {

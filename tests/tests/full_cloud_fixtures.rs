@@ -170,6 +170,11 @@ async fn a_person_fills_a_form_in_and_arrives() -> Result<()> {
     assert_eq!((browser.text("#query").await?, browser.text("#late").await?), ("word=hello".to_owned(), "late".to_owned()));
     assert!(browser.source().await?.contains("id=\"late\""));
     assert_eq!(browser.run("return document.querySelectorAll('p').length").await?, 2);
+    // A page that puts new elements in its old ones' places all the time.
+    browser.run("setInterval(() => document.body.innerHTML = document.body.innerHTML, 1)").await?;
+    for _ in 0..50 {
+        assert_eq!(browser.text("#query").await?, "word=hello");
+    }
     let picture = folder.path().join("page.png");
     browser.screenshot(&picture).await?;
     assert!(std::fs::read(picture)?.starts_with(b"\x89PNG"));

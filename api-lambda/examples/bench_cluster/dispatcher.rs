@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
+use backon::{ConstantBuilder, Retryable as _};
 use ckrv_core::Timestamp;
 use ckrv_core::id::{JobId, UserId};
 use ckrv_core::job::JobRecord;
@@ -116,7 +117,8 @@ impl Dispatcher {
 
     /// Gives every running job a lease that outlasts the measurement: there is no job runner that would beat.
     pub async fn hold(&self) -> Result<Vec<JobRecord>> {
-        let running = self.stores.jobs.running().await?;
+        // DynamoDB Local takes longer than DynamoDB may to give thousands of jobs.
+        let running = (|| self.stores.jobs.running()).retry(ConstantBuilder::default().with_max_times(20)).await?;
         let now = Timestamp::now();
         let short = |job: &&JobRecord| job.lease.as_ref().is_some_and(|lease| lease.until < now + LEASE / 2);
         let beats = running.iter().filter(short).filter_map(|job| {

@@ -8,10 +8,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use ckrv_core::id::JobId;
 use ckrv_core::log::{Cursor, LogEntry};
-use ckrv_store::{Signal, StoreError};
+use ckrv_store::{JobSignals, Signal, StoreError};
 use futures::stream;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{OwnedSemaphorePermit, broadcast, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::watching;
@@ -35,7 +34,7 @@ struct Follower {
     state: ApiState,
     id: JobId,
     cursor: Cursor,
-    signals: broadcast::Receiver<Signal>,
+    signals: JobSignals,
     closing: watch::Receiver<bool>,
     deadline: Option<Deadline>,
     last_write: Instant,
@@ -65,7 +64,7 @@ pub(super) fn follow(state: &ApiState, id: JobId, after: Cursor, deadline: Optio
         id,
         cursor: after,
         // Before the first look: what is written after it is signalled.
-        signals: state.stores.signals.subscribe(),
+        signals: state.stores.signals.subscribe_to(id),
         closing: state.closing(),
         deadline,
         last_write: Instant::now(),
@@ -146,17 +145,8 @@ pub(super) async fn look(state: &ApiState, id: JobId, after: Cursor) -> Result<S
 impl Follower {
     /// Until something may have changed; `false`: the server closes, or time is up.
     async fn wait(&mut self) -> bool {
-        let Self { signals, closing, id, deadline, .. } = self;
-        let told = async {
-            loop {
-                match signals.recv().await {
-                    Ok(Signal::Log(about) | Signal::Changed(about)) if about == *id => return,
-                    Err(RecvError::Lagged(_)) => return,
-                    Err(RecvError::Closed) => std::future::pending().await,
-                    Ok(_) => {}
-                }
-            }
-        };
+        let Self { signals, closing, deadline, .. } = self;
+        let told = async { while matches!(signals.recv().await, Some(Signal::Queued(_) | Signal::Watched(_))) {} };
         let closed = async {
             let _ = closing.wait_for(|closed| *closed).await;
         };

@@ -219,7 +219,7 @@ async fn attention(
     UrlPath((job, fence, claim)): Attempt,
     Query(AttentionQuery { watched: was_watched }): Query<AttentionQuery>,
 ) -> Result<Json<Attention>, Denied> {
-    let mut signals = gateway.stores.signals.subscribe();
+    let mut signals = gateway.stores.signals.subscribe_to(job);
     let until = tokio::time::Instant::now() + LONG_POLL;
     loop {
         let record = gateway.held(job, fence, claim).await?;
@@ -230,16 +230,14 @@ async fn attention(
         }
         loop {
             match tokio::time::timeout_at(until, signals.recv()).await {
-                Err(_) | Ok(Err(tokio::sync::broadcast::error::RecvError::Lagged(_))) => break,
-                Ok(Err(_)) => return Err(Denied(Denial::Fault)),
-                Ok(Ok(Signal::Changed(id))) if id == job => break,
-                Ok(Ok(Signal::Watched(id))) if id == job => {
+                Err(_) | Ok(None | Some(Signal::Changed(_))) => break,
+                Ok(Some(Signal::Watched(_))) => {
                     gateway.note_watched(job);
                     if !was_watched {
                         break;
                     }
                 }
-                Ok(Ok(_)) => {}
+                Ok(Some(Signal::Queued(_) | Signal::Log(_))) => {}
             }
         }
     }

@@ -9,7 +9,7 @@ use super::{Row, aws, table};
 use crate::cloud::{self, Cloud};
 use crate::cluster::{self, Cluster};
 use crate::packages;
-use crate::steps::{self, Steps};
+use crate::steps::{self, Steps, say};
 use crate::workspace::{self, Cache};
 
 const TITLE: &str = "\n## In a cluster\n";
@@ -39,6 +39,8 @@ pub fn rows(ckrv: &Path, steps: &mut Steps) -> Result<Vec<Row>> {
         cloud.export(&mut bench);
         cluster.export(&mut bench);
         let printed = steps.run(title, || steps::text(bench.arg(part).env("CKRV_BIN", ckrv)))?;
+        // So that they are not lost where a later part fails.
+        say(&printed);
         for (line, goal) in printed.lines().zip(goals) {
             rows.push(aws::row(line, goal).with_context(|| format!("not a line of the benchmark: {line}"))?);
         }

@@ -43,6 +43,7 @@ const SETTLED: SignedDuration = SignedDuration::from_secs(45);
 const UNSEEN: Duration = Duration::from_secs(30);
 /// The cluster's garbage collector does the same, and sooner.
 const SWEEP_AGENTS: Duration = Duration::from_secs(300);
+const SWEEP_AGAIN: Duration = Duration::from_secs(30);
 
 /// Why the cluster can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,9 +107,10 @@ impl PodRunners {
     /// Follows the cluster's pods until it is dropped.
     pub async fn keep(&self) {
         let sweeping = async {
+            let mut pause = SWEEP_AGENTS;
             loop {
-                tokio::time::sleep(SWEEP_AGENTS).await;
-                self.sweep_agents().await;
+                tokio::time::sleep(pause).await;
+                pause = if self.sweep_agents().await { SWEEP_AGENTS } else { SWEEP_AGAIN };
             }
         };
         let telling = async {

@@ -76,14 +76,18 @@ impl PodRunners {
     }
 
     /// Agent pods whose job pod is gone: the cluster's garbage collector removes them, and where it doesn't, or their node no longer answers,
-    /// this does.
-    pub(super) async fn sweep_agents(&self) {
+    /// this does. `false`: some could not be looked at, or removed; the others were.
+    pub(super) async fn sweep_agents(&self) -> bool {
         let list = ListParams::default().match_any().labels(&self.pods.selector(Role::Agent));
         let agents = match self.pods.api().list_metadata(&list).await {
             Ok(agents) => agents,
-            Err(error) => return self.complain(&error),
+            Err(error) => {
+                self.complain(&error);
+                return false;
+            }
         };
         let now = (self.clock)();
+        let mut is_whole = true;
         for agent in agents {
             let made = agent.metadata.creation_timestamp.as_ref();
             let is_young = made.is_none_or(|made| now.duration_since(made.0) <= YOUNG + YOUNG);
@@ -95,15 +99,23 @@ impl PodRunners {
             match self.pods.live(&owner.name).await {
                 Ok(Some(job)) if is_owner(&job) => continue,
                 Ok(_) => {}
-                Err(error) => return self.complain(&error),
+                Err(error) => {
+                    self.complain(&error);
+                    is_whole = false;
+                    continue;
+                }
             }
             let pod = Pod { metadata: agent.metadata, ..Pod::default() };
             let Some(grace) = grace(&pod, now) else { continue };
-            if let Err(error) = create::delete(self.pods.api(), &pod, grace).await {
-                return self.complain(&error);
+            match create::delete_once(self.pods.api(), &pod, grace).await {
+                Ok(()) => self.metrics.pod_swept(),
+                Err(error) => {
+                    self.complain(&error);
+                    is_whole = false;
+                }
             }
-            self.metrics.pod_swept();
         }
+        is_whole
     }
 
     fn complain(&self, error: &(dyn std::error::Error + 'static)) {

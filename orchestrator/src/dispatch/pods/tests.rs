@@ -62,6 +62,16 @@ async fn answer(request: Request, pod: Value, watched: bool, does: Does, asked: 
     let is_list = request.uri().path().ends_with("/pods");
     match (request.method(), is_list) {
         (&Method::GET, true) if query.contains("watch=") => std::future::pending().await,
+        (&Method::GET, true) if query.contains("agent") => {
+            let orphan = |name: &str| {
+                json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": { "name": name,
+                "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z",
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Pod", "name": "gone", "uid": "gone" }] } })
+            };
+            let items = [orphan("a"), orphan("b")];
+            Json(json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "items": items }))
+                .into_response()
+        }
         (&Method::GET, true) => {
             let items = if watched { vec![pod] } else { Vec::new() };
             Json(json!({ "kind": "PodList", "apiVersion": "v1", "metadata": { "resourceVersion": "1" }, "items": items }))
@@ -131,6 +141,14 @@ async fn a_cluster_that_hangs_is_asked_once_to_remove_a_pod() {
     let bench = bench(true, hangs).await;
     bench.runners.clear(&bench.job).await;
     assert_eq!(bench.asked(), 1, "whoever clears comes by again");
+}
+
+#[tokio::test]
+async fn an_agent_pod_that_can_not_be_removed_holds_up_no_other_and_is_tried_again() {
+    let bench = bench(false, |before| if before == 0 { away(before) } else { hangs_once(before) }).await;
+    assert!(!bench.runners.sweep_agents().await);
+    assert_eq!(bench.asked(), 2);
+    assert!(bench.runners.sweep_agents().await);
 }
 
 #[tokio::test]
