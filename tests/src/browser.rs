@@ -116,7 +116,8 @@ impl Browser {
 
     /// Does it with an element; with the one in its place where the page has put another there meanwhile.
     async fn with<T>(&self, css: &str, act: impl AsyncFn(&str) -> Result<T>) -> Result<T> {
-        let tried = async || match act(&self.element(css).await?).await {
+        let once = async || act(&self.element(css).await?).await;
+        let tried = async || match once().await {
             Err(error) if error.to_string().contains(STALE) => Ok(None),
             done => done.map(Some),
         };
